@@ -1,0 +1,24 @@
+//! Plain data that every part of leakscope speaks: addresses, stacks, live
+//! blocks, findings and the report.
+//!
+//! What it never does: input, output, clocks, serialisation. A serialised
+//! shape is a promise made once, in `leakscope-report`.
+//!
+//! Begin with [`Report`] (what a command produces) and [`LiveTable`] (what
+//! the recorder knows).
+
+mod addr;
+mod live;
+mod report;
+
+pub use addr::{Addr, Range};
+pub use live::{
+    Family, FdRecord, FreeSite, HeapTotals, LiveBlock, LiveMapping, LiveTable, LossCounters,
+    ModuleId, RawFrame, RecordedError, RecordedErrorKind, RecordedModule, RootHints, StackId,
+    StackTable, ThreadState,
+};
+pub use report::{
+    Command, Consistency, Coverage, ErrorCode, ErrorRecord, ExitKind, FdLeak, Frame, FreeSiteLine,
+    HeapSummary, KindTotals, Leak, Lifetime, LossKind, LossSummary, MappingLeak, Notice,
+    ProcessReport, Report, RootCounts, SampleEstimate, SuppressionUse, Verdict, VerdictStatus,
+};
