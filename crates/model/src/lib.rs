@@ -9,6 +9,7 @@
 
 mod addr;
 mod live;
+pub mod quantity;
 mod report;
 
 pub use addr::{Addr, Range};

@@ -51,6 +51,15 @@ impl StackTable {
         self.nodes.len() <= 1
     }
 
+    /// The caller's node of `id`: where [`StackTable::frames`] goes next. The
+    /// root (0) for unknown nodes and for links that are cut.
+    pub fn caller(&self, id: StackId) -> StackId {
+        match self.nodes.get(id.0 as usize) {
+            Some(&(parent, _)) if parent < id => parent,
+            _ => StackId(0),
+        }
+    }
+
     /// The frames of a stack, innermost (the caller of the allocation
     /// function) first. Always ends: links that do not go towards the root
     /// end the walk.
