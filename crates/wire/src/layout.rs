@@ -297,7 +297,7 @@ pub mod shard {
     pub const GRANULE_SHIFT: u32 = 20;
     /// Spin lock.
     pub const LOCK: usize = 0;
-    /// Table: offset in the heap area << 8 | log2 of its entries; 0 none.
+    /// Table: offset in the heap area << 8 | log2 of its bytes; 0 none.
     pub const TABLE: usize = 1;
     /// Entries in use.
     pub const COUNT_USED: usize = 2;

@@ -1,0 +1,139 @@
+//! What was freed lately, and where blocks of a site are usually freed.
+
+use core::sync::atomic::Ordering::Relaxed;
+use leakscope_wire::layout::{Area, freed, pair};
+use leakscope_wire::{Segment, entry};
+
+/// Frees of a site whose stack is always taken; later ones by lot.
+const ALWAYS: u8 = 16;
+/// Of later frees, one in this many has its stack taken.
+const ONE_IN: u32 = 256;
+/// Slots searched for a pair before it is dropped.
+const PROBES: usize = 16;
+
+/// A recently freed block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Past {
+    /// Allocating stack.
+    pub allocated: u32,
+    /// Freeing stack; 0 when it was not taken.
+    pub freed: u32,
+}
+
+/// True when the stack of this free should be taken: always for a site's
+/// first ones, then by lot. `lot` is any random number.
+#[inline]
+pub fn wants_stack(segment: &Segment<'_>, allocated: u32, lot: u32) -> bool {
+    let Some(seen) = segment.bytes(Area::Seen).get(allocated as usize) else {
+        return false;
+    };
+    let count = seen.load(Relaxed);
+    if count < ALWAYS {
+        seen.store(count + 1, Relaxed);
+        return true;
+    }
+    lot.is_multiple_of(ONE_IN)
+}
+
+/// Notes that `addr` was freed.
+#[inline]
+pub fn remember(segment: &Segment<'_>, addr: u64, past: Past) {
+    let at = slot(addr);
+    if let Some([key, stacks, ..]) = segment.words(Area::Freed).get(at..at + freed::WORDS) {
+        stacks.store(
+            u64::from(past.allocated) << 32 | u64::from(past.freed),
+            Relaxed,
+        );
+        key.store(addr, Relaxed);
+    }
+}
+
+/// What is remembered about `addr`.
+pub fn recall(segment: &Segment<'_>, addr: u64) -> Option<Past> {
+    let at = slot(addr);
+    let [key, stacks, ..] = segment.words(Area::Freed).get(at..at + freed::WORDS)? else {
+        return None;
+    };
+    let stacks = stacks.load(Relaxed);
+    (key.load(Relaxed) == addr).then_some(Past {
+        allocated: (stacks >> 32) as u32,
+        freed: stacks as u32,
+    })
+}
+
+fn slot(addr: u64) -> usize {
+    (entry::hash(addr) >> (64 - freed::LOG2_COUNT)) as usize * freed::WORDS
+}
+
+/// Counts one sampled free of a block of `past.allocated` at `past.freed`
+/// after `lifetime_cs` centiseconds.
+pub fn count_pair(segment: &Segment<'_>, past: Past, lifetime_cs: u64) {
+    let wanted = u64::from(past.allocated) << 32 | u64::from(past.freed);
+    if wanted == 0 {
+        return;
+    }
+    let words = segment.words(Area::Pairs);
+    let mut at = (wanted.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - pair::LOG2_COUNT)) as usize;
+    for _ in 0..PROBES {
+        let start = at * pair::WORDS;
+        let Some([key, hits, lifetime, ..]) = words.get(start..start + pair::WORDS) else {
+            return;
+        };
+        let found = match key.compare_exchange(0, wanted, Relaxed, Relaxed) {
+            Ok(_) => wanted,
+            Err(found) => found,
+        };
+        if found == wanted {
+            hits.fetch_add(1, Relaxed);
+            lifetime.fetch_add(lifetime_cs, Relaxed);
+            return;
+        }
+        at = (at + 1) & (pair::COUNT - 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Memory;
+    use leakscope_wire::Reader;
+
+    #[test]
+    fn pairs_add_up_and_the_past_is_kept() {
+        let memory = Memory::new();
+        let segment = memory.segment();
+        let past = Past {
+            allocated: 3,
+            freed: 5,
+        };
+        for _ in 0..7 {
+            count_pair(&segment, past, 11);
+        }
+        count_pair(
+            &segment,
+            Past {
+                allocated: 3,
+                freed: 6,
+            },
+            1,
+        );
+        let mut pairs: std::vec::Vec<_> = Reader::new(segment)
+            .pairs()
+            .map(|p| (p.allocated, p.freed, p.hits, p.lifetime_cs))
+            .collect();
+        pairs.sort_unstable();
+        assert_eq!(pairs, [(3, 5, 7, 77), (3, 6, 1, 1)]);
+        assert_eq!(recall(&segment, 0x1230), None);
+        remember(&segment, 0x1230, past);
+        assert_eq!(recall(&segment, 0x1230), Some(past));
+    }
+
+    #[test]
+    fn first_frees_are_always_taken() {
+        let memory = Memory::new();
+        let taken = (1..1000)
+            .filter(|i| wants_stack(&memory.segment(), 9, *i))
+            .count();
+        assert_eq!(taken, usize::from(ALWAYS) + 3);
+    }
+}

@@ -1,0 +1,394 @@
+//! The live-block table: address → size, stack, family, birth.
+//!
+//! Open addressing with linear probing and backward-shift deletion, 16 bytes
+//! an entry, filled between 3/8 and 3/4, so 21 to 43 bytes per live block.
+//! Sharded by address granule under one short spin lock each: an address
+//! belongs to one thread between its malloc and its free, and thread arenas
+//! lie in different granules, so threads seldom meet. Growth moves one shard
+//! only, so no event waits for more than one shard's copy.
+
+use crate::heap::Heap;
+use crate::lock::{self, Yield};
+use core::sync::atomic::{AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
+use leakscope_wire::Segment;
+use leakscope_wire::entry;
+use leakscope_wire::layout::{Area, shard, word};
+
+/// log2 of the bytes of a shard's first table: 64 entries.
+const FIRST_LOG2: u32 = 10;
+
+/// What the table holds for an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Requested size, bytes.
+    pub size: u64,
+    /// Allocating stack.
+    pub stack: u32,
+    /// Flags of [`leakscope_wire::entry`].
+    pub flags: u32,
+    /// Birth field.
+    pub birth: u32,
+}
+
+/// Outcome of an insertion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Inserted {
+    /// The address was new.
+    New,
+    /// The address was there already: its release was missed, or a realloc
+    /// of it is under way in another thread.
+    Replaced(Entry),
+    /// No room, or the shard could not be locked.
+    Dropped,
+}
+
+/// The table in a segment.
+#[derive(Clone, Copy)]
+pub struct Table<'a> {
+    segment: Segment<'a>,
+    heap: Heap<'a>,
+    give_way: Yield,
+}
+
+/// A shard's slots: two words each.
+#[derive(Clone, Copy)]
+struct Slots<'a> {
+    words: &'a [AtomicU64],
+    log2: u32,
+}
+
+impl<'a> Slots<'a> {
+    #[inline]
+    fn get(&self, index: usize) -> Option<(&'a AtomicU64, &'a AtomicU64)> {
+        match self.words.get(index * 2..index * 2 + 2) {
+            Some([key, value]) => Some((key, value)),
+            _ => None,
+        }
+    }
+
+    #[inline]
+    fn mask(&self) -> usize {
+        (self.words.len() / 2).wrapping_sub(1)
+    }
+
+    #[inline]
+    fn home(&self, addr: u64) -> usize {
+        // 2^log2 bytes are 2^(log2 - 4) entries.
+        (entry::hash(addr) >> (68 - self.log2)) as usize
+    }
+
+    /// The slot of `addr`, or the empty one where it would go.
+    #[inline]
+    fn probe(&self, addr: u64) -> Option<(usize, bool)> {
+        let mask = self.mask();
+        let mut at = self.home(addr) & mask;
+        for _ in 0..=mask {
+            let (key, _) = self.get(at)?;
+            let key = key.load(Relaxed);
+            if key == 0 {
+                return Some((at, false));
+            }
+            if entry::addr(key) == addr {
+                return Some((at, true));
+            }
+            at = (at + 1) & mask;
+        }
+        None
+    }
+}
+
+impl<'a> Table<'a> {
+    /// The table of `segment`.
+    pub fn new(segment: Segment<'a>, heap: Heap<'a>, give_way: Yield) -> Table<'a> {
+        Table {
+            segment,
+            heap,
+            give_way,
+        }
+    }
+
+    #[inline]
+    fn head(&self, addr: u64) -> Option<&'a [AtomicU64; shard::WORDS]> {
+        let at = entry::shard(addr) * shard::WORDS;
+        self.segment
+            .words(Area::Shards)
+            .get(at..at + shard::WORDS)?
+            .try_into()
+            .ok()
+    }
+
+    #[inline]
+    fn slots(&self, head: &[AtomicU64; shard::WORDS]) -> Slots<'a> {
+        let table = head[shard::TABLE].load(Acquire);
+        let log2 = (table & 0xff) as u32;
+        let words = if table == 0 {
+            &[][..]
+        } else {
+            self.heap.words(table >> 8, log2)
+        };
+        Slots { words, log2 }
+    }
+
+    /// Records a live block.
+    #[inline]
+    pub fn insert(&self, addr: u64, new: Entry) -> Inserted {
+        if addr == 0 || addr >= entry::ADDR_LIMIT || addr & 7 != 0 {
+            return Inserted::Dropped;
+        }
+        let Some(head) = self.head(addr) else {
+            return Inserted::Dropped;
+        };
+        let Some(_held) = lock::acquire(&head[shard::LOCK], self.give_way) else {
+            return Inserted::Dropped;
+        };
+        let mut slots = self.slots(head);
+        let used = head[shard::COUNT_USED].load(Relaxed);
+        if used * 4 >= slots.words.len() as u64 / 2 * 3 {
+            match self.grow(head, slots) {
+                Some(grown) => slots = grown,
+                // A fuller table still works while a slot is left.
+                None if used + 1 < slots.words.len() as u64 / 2 => {}
+                None => return Inserted::Dropped,
+            }
+        }
+        let Some((at, found)) = slots.probe(addr) else {
+            return Inserted::Dropped;
+        };
+        let Some((key, value)) = slots.get(at) else {
+            return Inserted::Dropped;
+        };
+        let old = found.then(|| self.unpack(key.load(Relaxed), value.load(Relaxed)));
+        let size = self.pack_size(addr, new.size);
+        // The value first: a reader who sees the key sees its value.
+        value.store(entry::value(new.stack, new.flags, size), Relaxed);
+        key.store(entry::key(addr, new.birth), Release);
+        match old {
+            Some(old) => Inserted::Replaced(old),
+            None => {
+                head[shard::COUNT_USED].store(used + 1, Relaxed);
+                Inserted::New
+            }
+        }
+    }
+
+    /// Forgets a block and says what it was.
+    #[inline]
+    pub fn remove(&self, addr: u64) -> Option<Entry> {
+        self.remove_if(addr, |_| true)
+    }
+
+    /// Forgets a block when `wanted` agrees.
+    #[inline]
+    pub fn remove_if(&self, addr: u64, wanted: impl FnOnce(&Entry) -> bool) -> Option<Entry> {
+        let head = self.head(addr)?;
+        let _held = lock::acquire(&head[shard::LOCK], self.give_way)?;
+        let slots = self.slots(head);
+        if slots.words.is_empty() {
+            return None;
+        }
+        let (at, found) = slots.probe(addr)?;
+        if !found {
+            return None;
+        }
+        let (key, value) = slots.get(at)?;
+        let entry = self.unpack(key.load(Relaxed), value.load(Relaxed));
+        if !wanted(&entry) {
+            return None;
+        }
+        if entry::size(value.load(Relaxed)) == entry::SIZE_BIG {
+            self.forget_big(addr);
+        }
+        self.close_gap(&slots, at);
+        let used = &head[shard::COUNT_USED];
+        used.store(used.load(Relaxed).saturating_sub(1), Relaxed);
+        Some(entry)
+    }
+
+    /// Changes stack, flags or birth of a block in place; the size stays.
+    pub fn update(&self, addr: u64, change: impl FnOnce(&mut Entry)) -> Option<Entry> {
+        let head = self.head(addr)?;
+        let _held = lock::acquire(&head[shard::LOCK], self.give_way)?;
+        let slots = self.slots(head);
+        if slots.words.is_empty() {
+            return None;
+        }
+        let (at, found) = slots.probe(addr)?;
+        if !found {
+            return None;
+        }
+        let (key, value) = slots.get(at)?;
+        let packed = entry::size(value.load(Relaxed));
+        let mut entry = self.unpack(key.load(Relaxed), value.load(Relaxed));
+        change(&mut entry);
+        value.store(entry::value(entry.stack, entry.flags, packed), Relaxed);
+        key.store(entry::key(addr, entry.birth), Release);
+        Some(entry)
+    }
+
+    /// True when some live block contains `addr` beyond its first byte,
+    /// looking back at most `reach` bytes. Slow; for wrong frees only.
+    pub fn contains_inside(&self, addr: u64, reach: u64) -> Option<(u64, Entry)> {
+        let mut at = addr & !7;
+        let low = addr.saturating_sub(reach).max(8);
+        while at >= low {
+            if at != addr {
+                let mut hit = None;
+                self.update(at, |e| hit = Some(*e));
+                if let Some(e) = hit {
+                    return (addr - at < e.size).then_some((at, e));
+                }
+            }
+            at -= 8;
+        }
+        None
+    }
+
+    /// Takes every shard's lock, so that the table stands still; stops at the
+    /// first that cannot be had. Used around fork.
+    pub fn lock_all(&self) -> bool {
+        let heads = self.segment.words(Area::Shards);
+        for head in heads.chunks_exact(shard::WORDS).take(shard::COUNT) {
+            let Some(lock) = head.first() else {
+                return false;
+            };
+            match lock::acquire(lock, self.give_way) {
+                Some(held) => core::mem::forget(held),
+                None => return false,
+            }
+        }
+        match lock::acquire(self.segment.word(word::HEAP_LOCK), self.give_way) {
+            Some(held) => {
+                core::mem::forget(held);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Frees every lock, whoever holds it.
+    pub fn unlock_all(&self) {
+        let heads = self.segment.words(Area::Shards);
+        for head in heads.chunks_exact(shard::WORDS).take(shard::COUNT) {
+            if let Some(lock) = head.first() {
+                lock::reset(lock);
+            }
+        }
+        lock::reset(self.segment.word(word::HEAP_LOCK));
+    }
+
+    fn unpack(&self, key: u64, value: u64) -> Entry {
+        let addr = entry::addr(key);
+        let packed = entry::size(value);
+        let size = if packed == entry::SIZE_BIG {
+            self.big(addr)
+        } else {
+            u64::from(packed)
+        };
+        Entry {
+            size,
+            stack: entry::stack(value),
+            flags: entry::flags(value),
+            birth: entry::birth(key),
+        }
+    }
+
+    /// Moves later entries of the run back over the gap at `at`. The copy is
+    /// written before its original goes, so a reader sees each entry at
+    /// least once.
+    fn close_gap(&self, slots: &Slots<'_>, mut at: usize) {
+        let mask = slots.mask();
+        let mut next = at;
+        for _ in 0..=mask {
+            next = (next + 1) & mask;
+            let Some((key, value)) = slots.get(next) else {
+                break;
+            };
+            let (k, v) = (key.load(Relaxed), value.load(Relaxed));
+            if k == 0 {
+                break;
+            }
+            // It may move when its home does not lie behind the gap.
+            let home = slots.home(entry::addr(k)) & mask;
+            if next.wrapping_sub(home) & mask >= next.wrapping_sub(at) & mask {
+                if let Some((gap_key, gap_value)) = slots.get(at) {
+                    gap_value.store(v, Relaxed);
+                    gap_key.store(k, Release);
+                }
+                at = next;
+            }
+        }
+        if let Some((key, _)) = slots.get(at) {
+            key.store(0, Release);
+        }
+    }
+
+    #[cold]
+    fn grow(&self, head: &[AtomicU64; shard::WORDS], old: Slots<'a>) -> Option<Slots<'a>> {
+        let log2 = if old.words.is_empty() {
+            FIRST_LOG2
+        } else {
+            old.log2 + 1
+        };
+        let offset = self.heap.take(log2)?;
+        let new = Slots {
+            words: self.heap.words(offset, log2),
+            log2,
+        };
+        for pair in old.words.chunks_exact(2) {
+            let [key, value] = pair else { continue };
+            let k = key.load(Relaxed);
+            if k == 0 {
+                continue;
+            }
+            if let Some((at, _)) = new.probe(entry::addr(k))
+                && let Some((new_key, new_value)) = new.get(at)
+            {
+                new_value.store(value.load(Relaxed), Relaxed);
+                new_key.store(k, Relaxed);
+            }
+        }
+        let before = head[shard::TABLE].swap(offset << 8 | u64::from(log2), Release);
+        if before != 0 {
+            self.heap.give(before >> 8, (before & 0xff) as u32);
+        }
+        Some(new)
+    }
+
+    fn pack_size(&self, addr: u64, size: u64) -> u32 {
+        if size < u64::from(entry::SIZE_BIG) {
+            return size as u32;
+        }
+        for row in self.segment.words(Area::Big).chunks_exact(2) {
+            let [key, value] = row else { continue };
+            if key.compare_exchange(0, addr, Relaxed, Relaxed).is_ok() {
+                value.store(size, Relaxed);
+                return entry::SIZE_BIG;
+            }
+        }
+        entry::SIZE_BIG - 1
+    }
+
+    fn big(&self, addr: u64) -> u64 {
+        for row in self.segment.words(Area::Big).chunks_exact(2) {
+            if let [key, value] = row
+                && key.load(Relaxed) == addr
+            {
+                return value.load(Relaxed);
+            }
+        }
+        u64::from(entry::SIZE_BIG)
+    }
+
+    fn forget_big(&self, addr: u64) {
+        for row in self.segment.words(Area::Big).chunks_exact(2) {
+            if let [key, _] = row
+                && key.compare_exchange(addr, 0, Relaxed, Relaxed).is_ok()
+            {
+                return;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,131 @@
+use super::*;
+use crate::testing::{Memory, no_punch};
+use leakscope_wire::Reader;
+use proptest::prelude::*;
+use std::collections::HashMap;
+use std::vec::Vec;
+
+fn table(memory: &Memory) -> Table<'_> {
+    let heap = Heap::new(memory.segment(), std::thread::yield_now, no_punch);
+    Table::new(memory.segment(), heap, std::thread::yield_now)
+}
+
+fn entry(size: u64, stack: u32) -> Entry {
+    Entry {
+        size,
+        stack,
+        flags: 0,
+        birth: 0,
+    }
+}
+
+#[test]
+fn remembers_and_forgets() {
+    let memory = Memory::new();
+    let table = table(&memory);
+    assert_eq!(table.remove(0x1000), None);
+    assert_eq!(table.insert(0x1000, entry(31, 7)), Inserted::New);
+    assert_eq!(table.insert(0x1008, entry(37, 8)), Inserted::New);
+    assert_eq!(
+        table.insert(0x1000, entry(41, 9)),
+        Inserted::Replaced(entry(31, 7))
+    );
+    assert_eq!(table.remove(0x1000), Some(entry(41, 9)));
+    assert_eq!(table.remove(0x1000), None);
+    assert_eq!(
+        table.contains_inside(0x1010, 64).map(|(at, _)| at),
+        Some(0x1008)
+    );
+    assert_eq!(table.contains_inside(0x1008 + 37, 64), None);
+}
+
+#[test]
+fn sizes_beyond_32_bits_are_exact() {
+    let memory = Memory::new();
+    let table = table(&memory);
+    for (i, size) in [u64::from(u32::MAX) - 1, u64::from(u32::MAX), 5 << 40]
+        .into_iter()
+        .enumerate()
+    {
+        let at = 0x7000_0000 + i as u64 * 16;
+        table.insert(at, entry(size, 1));
+        assert_eq!(
+            Reader::new(memory.segment())
+                .blocks()
+                .find(|b| b.addr == at)
+                .unwrap()
+                .size,
+            size
+        );
+        assert_eq!(table.remove(at), Some(entry(size, 1)));
+    }
+}
+
+#[test]
+fn grows_until_the_segment_is_full_then_drops() {
+    let memory = Memory::new();
+    let table = table(&memory);
+    let mut kept = 0u64;
+    for i in 1..2_000_000u64 {
+        // One granule: one shard takes everything.
+        if table.insert(
+            0x10_0000_0000 + i % 65536 * 16 + (i / 65536 << 20),
+            entry(i, 1),
+        ) == Inserted::Dropped
+        {
+            break;
+        }
+        kept += 1;
+    }
+    assert!(kept > 100_000, "{kept}");
+    assert_eq!(Reader::new(memory.segment()).blocks().count() as u64, kept);
+}
+
+#[test]
+fn threads_share_it() {
+    let memory = Memory::new();
+    let table = table(&memory);
+    std::thread::scope(|s| {
+        for t in 0..4u64 {
+            s.spawn(move || {
+                for round in 0..30u64 {
+                    for i in 0..700u64 {
+                        // All threads in the same granules.
+                        let at = 0x5000_0000 + (i * 4 + t) * 48 + round % 3 * 8;
+                        assert_eq!(table.insert(at, entry(i, t as u32)), Inserted::New);
+                    }
+                    for i in 0..700u64 {
+                        let at = 0x5000_0000 + (i * 4 + t) * 48 + round % 3 * 8;
+                        assert_eq!(table.remove(at), Some(entry(i, t as u32)));
+                    }
+                }
+            });
+        }
+    });
+    assert_eq!(Reader::new(memory.segment()).blocks().count(), 0);
+}
+
+proptest! {
+    #[test]
+    fn behaves_like_a_map(steps in proptest::collection::vec((0u64..600, 0u8..3, 1u32..99), 1..3000)) {
+        let memory = Memory::new();
+        let table = table(&memory);
+        let mut model: HashMap<u64, Entry> = HashMap::new();
+        for (slot, what, stack) in steps {
+            let at = 0x6000_0000 + slot * 24;
+            match what {
+                0 => { prop_assert_eq!(table.remove(at), model.remove(&at)); }
+                _ => {
+                    let e = entry(slot + 1, stack);
+                    let expected = model.insert(at, e).map_or(Inserted::New, Inserted::Replaced);
+                    prop_assert_eq!(table.insert(at, e), expected);
+                }
+            }
+        }
+        let mut seen: Vec<_> = Reader::new(memory.segment()).blocks().map(|b| (b.addr, b.size)).collect();
+        seen.sort_unstable();
+        let mut wanted: Vec<_> = model.iter().map(|(a, e)| (*a, e.size)).collect();
+        wanted.sort_unstable();
+        prop_assert_eq!(seen, wanted);
+    }
+}

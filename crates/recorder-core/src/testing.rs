@@ -1,0 +1,49 @@
+//! A segment in ordinary memory, for this crate's tests.
+#![allow(unsafe_code)]
+
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use leakscope_wire::layout::{MIN_SEGMENT, word};
+use leakscope_wire::{Layout, Segment};
+use std::alloc::{Layout as Shape, alloc_zeroed, dealloc};
+
+/// Owns the bytes of a smallest segment.
+pub struct Memory {
+    base: *mut u8,
+}
+
+// SAFETY: the bytes are only reached through `Segment`, which is atomic.
+unsafe impl Sync for Memory {}
+
+fn shape() -> Shape {
+    Shape::from_size_align(MIN_SEGMENT as usize, 4096).unwrap()
+}
+
+impl Memory {
+    /// Zeroed, with an empty stack tree.
+    pub fn new() -> Memory {
+        // SAFETY: the size is not zero.
+        let base = unsafe { alloc_zeroed(shape()) };
+        let memory = Memory { base };
+        memory.segment().word(word::NODE_NEXT).store(1, Relaxed);
+        memory
+    }
+
+    /// The segment in it.
+    pub fn segment(&self) -> Segment<'_> {
+        // SAFETY: base is page-aligned and MIN_SEGMENT bytes long, and lives
+        // as long as self.
+        unsafe { Segment::new(self.base, Layout::new(MIN_SEGMENT).unwrap()) }
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: allocated with the same shape in `new`.
+        unsafe { dealloc(self.base, shape()) }
+    }
+}
+
+/// Pretends that pages cannot be given back.
+pub fn no_punch(_: &[AtomicU64]) -> bool {
+    false
+}
