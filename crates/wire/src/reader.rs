@@ -158,7 +158,7 @@ impl<'a> Reader<'a> {
                 let len = if table == 0 || log2 > 40 {
                     0
                 } else {
-                    2u64 << log2
+                    (1u64 << log2) / 8
                 };
                 let slots = start
                     .checked_add(len)

@@ -69,7 +69,7 @@ fn grows_until_the_segment_is_full_then_drops() {
     for i in 1..2_000_000u64 {
         // One granule: one shard takes everything.
         if table.insert(
-            0x10_0000_0000 + i % 65536 * 16 + (i / 65536 << 20),
+            0x10_0000_0000 + i % 65536 * 16 + ((i / 65536) << 20),
             entry(i, 1),
         ) == Inserted::Dropped
         {
