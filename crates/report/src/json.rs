@@ -1,0 +1,610 @@
+//! JSON, schema `leakscope-report/1`.
+//!
+//! A promise: fields are added, never renamed or retyped. Every field is
+//! always there; what is unknown is `null`. The shapes below are private to
+//! this file and borrow from the report, so nothing is copied: the writer
+//! receives the bytes as they are made.
+
+use std::io;
+
+use leakscope_model::{
+    Command, Consistency, Coverage, ErrorCode, ErrorRecord, ExitKind, Frame, FreeSiteLine,
+    HeapSummary, KindTotals, Leak, LossKind, LossSummary, MappingLeak, Notice, ProcessReport,
+    Report, RootCounts, SampleEstimate, SuppressionUse, Verdict, VerdictStatus,
+};
+use serde::ser::{Serialize, Serializer};
+use serde_json::ser::Formatter;
+
+use crate::{Options, Sink, escape};
+
+/// The name of the schema.
+pub const SCHEMA: &str = "leakscope-report/1";
+
+/// The format `json`.
+#[derive(Clone, Copy, Debug)]
+pub struct Json;
+
+impl Sink for Json {
+    fn name(&self) -> &'static str {
+        "json"
+    }
+
+    fn extension(&self) -> &'static str {
+        ".json"
+    }
+
+    fn write(&self, report: &Report, _: &Options, out: &mut dyn io::Write) -> io::Result<()> {
+        let mut serializer = serde_json::Serializer::with_formatter(&mut *out, Layout::default());
+        ReportShape::from(report)
+            .serialize(&mut serializer)
+            .map_err(io::Error::from)?;
+        out.write_all(b"\n")
+    }
+}
+
+#[derive(serde::Serialize)]
+struct ReportShape<'a> {
+    schema: &'static str,
+    tool: ToolShape,
+    command: &'static str,
+    verdict: VerdictShape<'a>,
+    processes: List<'a, ProcessReport, ProcessShape<'a>>,
+}
+
+impl<'a> From<&'a Report> for ReportShape<'a> {
+    fn from(r: &'a Report) -> Self {
+        ReportShape {
+            schema: SCHEMA,
+            tool: ToolShape {
+                name: "leakscope",
+                version: env!("CARGO_PKG_VERSION"),
+            },
+            command: match r.command {
+                Command::Run => "run",
+                Command::Check => "check",
+            },
+            verdict: (&r.verdict).into(),
+            processes: list(&r.processes),
+        }
+    }
+}
+
+#[derive(serde::Serialize)]
+struct ToolShape {
+    name: &'static str,
+    version: &'static str,
+}
+
+#[derive(serde::Serialize)]
+struct VerdictShape<'a> {
+    status: &'static str,
+    sentence: &'a str,
+    rate_bytes_per_second: Option<f64>,
+    rate_interval: Option<(f64, f64)>,
+    detectable_bytes_per_second: Option<f64>,
+}
+
+impl<'a> From<&'a Verdict> for VerdictShape<'a> {
+    fn from(v: &'a Verdict) -> Self {
+        VerdictShape {
+            status: match v.status {
+                VerdictStatus::Leaking => "leaking",
+                VerdictStatus::Growing => "growing",
+                VerdictStatus::Retained => "retained",
+                VerdictStatus::Clean => "clean",
+                VerdictStatus::Inconclusive => "inconclusive",
+            },
+            sentence: &v.sentence,
+            rate_bytes_per_second: v.rate_bytes_per_second,
+            rate_interval: v.rate_interval,
+            detectable_bytes_per_second: v.detectable_bytes_per_second,
+        }
+    }
+}
+
+#[derive(serde::Serialize)]
+struct ProcessShape<'a> {
+    pid: u32,
+    parent_pid: u32,
+    exe: &'a str,
+    argv: &'a [String],
+    exit: Option<ExitShape<'a>>,
+    heap: HeapShape,
+    loss: LossShape,
+    leaks: List<'a, Leak, LeakShape<'a>>,
+    mappings: List<'a, MappingLeak, MappingShape<'a>>,
+    errors: List<'a, ErrorRecord, ErrorShape<'a>>,
+    coverage: CoverageShape,
+    suppressions: List<'a, SuppressionUse, SuppressionShape<'a>>,
+    notices: List<'a, Notice, NoticeShape<'a>>,
+}
+
+impl<'a> From<&'a ProcessReport> for ProcessShape<'a> {
+    fn from(p: &'a ProcessReport) -> Self {
+        ProcessShape {
+            pid: p.pid,
+            parent_pid: p.parent_pid,
+            exe: &p.exe,
+            argv: &p.argv,
+            exit: p.exit.as_ref().map(|e| match e {
+                ExitKind::Code(code) => ExitShape::Code(*code),
+                ExitKind::Signal(name) => ExitShape::Signal(name),
+            }),
+            heap: (&p.heap).into(),
+            loss: (&p.loss).into(),
+            leaks: list(&p.leaks),
+            mappings: list(&p.mappings),
+            errors: list(&p.errors),
+            coverage: (&p.coverage).into(),
+            suppressions: list(&p.suppressions),
+            notices: list(&p.notices),
+        }
+    }
+}
+
+/// `{"code": 0}` or `{"signal": "SIGSEGV"}`.
+#[derive(serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+enum ExitShape<'a> {
+    Code(i32),
+    Signal(&'a str),
+}
+
+#[derive(serde::Serialize)]
+struct HeapShape {
+    live_bytes: u64,
+    live_blocks: u64,
+    allocations: u64,
+    frees: u64,
+    allocated_bytes: u64,
+    peak_bytes: u64,
+}
+
+impl From<&HeapSummary> for HeapShape {
+    fn from(h: &HeapSummary) -> Self {
+        HeapShape {
+            live_bytes: h.live_bytes,
+            live_blocks: h.live_blocks,
+            allocations: h.allocations,
+            frees: h.frees,
+            allocated_bytes: h.allocated_bytes,
+            peak_bytes: h.peak_bytes,
+        }
+    }
+}
+
+#[derive(serde::Serialize)]
+struct TotalsShape {
+    bytes: u64,
+    blocks: u64,
+}
+
+impl From<KindTotals> for TotalsShape {
+    fn from(t: KindTotals) -> Self {
+        TotalsShape {
+            bytes: t.bytes,
+            blocks: t.blocks,
+        }
+    }
+}
+
+#[derive(serde::Serialize)]
+struct LossShape {
+    definite: TotalsShape,
+    indirect: TotalsShape,
+    possible: TotalsShape,
+    reachable: TotalsShape,
+    suppressed: TotalsShape,
+}
+
+impl From<&LossSummary> for LossShape {
+    fn from(l: &LossSummary) -> Self {
+        LossShape {
+            definite: l.definite.into(),
+            indirect: l.indirect.into(),
+            possible: l.possible.into(),
+            reachable: l.reachable.into(),
+            suppressed: l.suppressed.into(),
+        }
+    }
+}
+
+#[derive(serde::Serialize)]
+struct LeakShape<'a> {
+    id: &'a str,
+    kind: &'static str,
+    bytes: u64,
+    blocks: u64,
+    indirect: TotalsShape,
+    #[serde(rename = "type")]
+    type_name: Option<&'a str>,
+    cycle: bool,
+    cycle_members: &'a [String],
+    addresses: Addresses<'a>,
+    stack: List<'a, Frame, FrameShape<'a>>,
+    free_sites: List<'a, FreeSiteLine, FreeSiteShape<'a>>,
+    lifetime_seconds: Option<f64>,
+    lifetime_samples: u64,
+    estimate: Option<EstimateShape>,
+}
+
+impl<'a> From<&'a Leak> for LeakShape<'a> {
+    fn from(l: &'a Leak) -> Self {
+        LeakShape {
+            id: &l.id,
+            kind: kind(l.kind),
+            bytes: l.bytes,
+            blocks: l.blocks,
+            indirect: l.indirect.into(),
+            type_name: l.type_name.as_deref(),
+            cycle: l.cycle,
+            cycle_members: &l.cycle_members,
+            addresses: Addresses(&l.addresses),
+            stack: list(&l.stack),
+            free_sites: list(&l.free_sites),
+            lifetime_seconds: l.lifetime.map(|t| t.mean_seconds),
+            lifetime_samples: l.lifetime.map_or(0, |t| t.samples),
+            estimate: l.estimate.as_ref().map(EstimateShape::from),
+        }
+    }
+}
+
+#[derive(serde::Serialize)]
+struct EstimateShape {
+    bytes_standard_error: f64,
+    samples: u64,
+}
+
+impl From<&SampleEstimate> for EstimateShape {
+    fn from(e: &SampleEstimate) -> Self {
+        EstimateShape {
+            bytes_standard_error: e.bytes_standard_error,
+            samples: e.samples,
+        }
+    }
+}
+
+#[derive(serde::Serialize)]
+struct FreeSiteShape<'a> {
+    share: f64,
+    count: u64,
+    stack: List<'a, Frame, FrameShape<'a>>,
+}
+
+impl<'a> From<&'a FreeSiteLine> for FreeSiteShape<'a> {
+    fn from(f: &'a FreeSiteLine) -> Self {
+        FreeSiteShape {
+            share: f.share,
+            count: f.count,
+            stack: list(&f.stack),
+        }
+    }
+}
+
+#[derive(serde::Serialize)]
+struct FrameShape<'a> {
+    function: Option<&'a str>,
+    linkage_name: Option<&'a str>,
+    file: Option<&'a str>,
+    line: Option<u32>,
+    module: Option<&'a str>,
+    module_offset: Option<u64>,
+    inlined: bool,
+    cut: bool,
+}
+
+impl<'a> From<&'a Frame> for FrameShape<'a> {
+    fn from(f: &'a Frame) -> Self {
+        FrameShape {
+            function: f.function.as_deref(),
+            linkage_name: f.linkage_name.as_deref(),
+            file: f.file.as_deref(),
+            line: f.line,
+            module: f.module.as_deref(),
+            module_offset: f.module_offset,
+            inlined: f.inlined,
+            cut: f.cut,
+        }
+    }
+}
+
+#[derive(serde::Serialize)]
+struct MappingShape<'a> {
+    kind: &'static str,
+    bytes: u64,
+    count: u64,
+    stack: List<'a, Frame, FrameShape<'a>>,
+}
+
+impl<'a> From<&'a MappingLeak> for MappingShape<'a> {
+    fn from(m: &'a MappingLeak) -> Self {
+        MappingShape {
+            kind: kind(m.kind),
+            bytes: m.bytes,
+            count: m.count,
+            stack: list(&m.stack),
+        }
+    }
+}
+
+#[derive(serde::Serialize)]
+struct ErrorShape<'a> {
+    code: &'static str,
+    message: &'a str,
+    count: u64,
+    stack: List<'a, Frame, FrameShape<'a>>,
+    allocated: List<'a, Frame, FrameShape<'a>>,
+    freed: List<'a, Frame, FrameShape<'a>>,
+}
+
+impl<'a> From<&'a ErrorRecord> for ErrorShape<'a> {
+    fn from(e: &'a ErrorRecord) -> Self {
+        ErrorShape {
+            code: match e.code {
+                ErrorCode::DoubleFree => "double-free",
+                ErrorCode::InvalidFree => "invalid-free",
+                ErrorCode::MismatchedFree => "mismatched-free",
+                ErrorCode::FdLeak => "fd-leak",
+            },
+            message: &e.message,
+            count: e.count,
+            stack: list(&e.stack),
+            allocated: list(&e.allocated),
+            freed: list(&e.freed),
+        }
+    }
+}
+
+#[derive(serde::Serialize)]
+struct CoverageShape {
+    consistency: &'static str,
+    pause_seconds: f64,
+    sampled_every_bytes: Option<u64>,
+    dropped_events: u64,
+    unreadable_bytes: u64,
+    scanned_block_bytes: u64,
+    roots: RootsShape,
+    reachability: bool,
+}
+
+impl From<&Coverage> for CoverageShape {
+    fn from(c: &Coverage) -> Self {
+        CoverageShape {
+            consistency: match c.consistency {
+                Consistency::Stopped => "stopped",
+                Consistency::Forked => "forked",
+                Consistency::Racing => "racing",
+                Consistency::Dead => "dead",
+            },
+            pause_seconds: c.pause_seconds,
+            sampled_every_bytes: c.sampled_every_bytes,
+            dropped_events: c.dropped_events,
+            unreadable_bytes: c.unreadable_bytes,
+            scanned_block_bytes: c.scanned_block_bytes,
+            roots: (&c.roots).into(),
+            reachability: c.reachability,
+        }
+    }
+}
+
+/// Bytes scanned as roots, by kind; `threads` is a number of threads.
+#[derive(serde::Serialize)]
+struct RootsShape {
+    globals: u64,
+    stacks: u64,
+    registers: u64,
+    mappings: u64,
+    declared: u64,
+    threads: u64,
+}
+
+impl From<&RootCounts> for RootsShape {
+    fn from(r: &RootCounts) -> Self {
+        RootsShape {
+            globals: r.globals,
+            stacks: r.stacks,
+            registers: r.registers,
+            mappings: r.mappings,
+            declared: r.declared,
+            threads: r.threads,
+        }
+    }
+}
+
+#[derive(serde::Serialize)]
+struct SuppressionShape<'a> {
+    name: &'a str,
+    origin: &'a str,
+    bytes: u64,
+    blocks: u64,
+}
+
+impl<'a> From<&'a SuppressionUse> for SuppressionShape<'a> {
+    fn from(s: &'a SuppressionUse) -> Self {
+        SuppressionShape {
+            name: &s.name,
+            origin: &s.origin,
+            bytes: s.hidden.bytes,
+            blocks: s.hidden.blocks,
+        }
+    }
+}
+
+#[derive(serde::Serialize)]
+struct NoticeShape<'a> {
+    code: &'static str,
+    message: &'a str,
+}
+
+impl<'a> From<&'a Notice> for NoticeShape<'a> {
+    fn from(n: &'a Notice) -> Self {
+        NoticeShape {
+            code: n.code,
+            message: &n.message,
+        }
+    }
+}
+
+fn kind(kind: LossKind) -> &'static str {
+    match kind {
+        LossKind::Definite => "definite",
+        LossKind::Indirect => "indirect",
+        LossKind::Possible => "possible",
+        LossKind::Reachable => "reachable",
+    }
+}
+
+/// Addresses as `0x…` strings: above 2^53 a JSON number would lose bits in
+/// many readers.
+struct Addresses<'a>(&'a [leakscope_model::Addr]);
+
+impl Serialize for Addresses<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.0.iter().map(|a| format!("{a}")))
+    }
+}
+
+/// Model items, each turned into its shape only when its turn comes.
+struct List<'a, T, Shape> {
+    items: &'a [T],
+    shape: std::marker::PhantomData<Shape>,
+}
+
+fn list<T, Shape>(items: &[T]) -> List<'_, T, Shape> {
+    List {
+        items,
+        shape: std::marker::PhantomData,
+    }
+}
+
+impl<'a, T, Shape: From<&'a T> + Serialize> Serialize for List<'a, T, Shape> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.items.iter().map(Shape::from))
+    }
+}
+
+/// Objects nested deeper than this stand on one line: a frame, totals.
+const ONE_LINE_BELOW: usize = 5;
+
+/// Indented JSON, one line per frame, whose strings hold nothing that a
+/// terminal obeys: JSON allows DEL, C1 and bidirectional controls as they
+/// are, but people `cat` files.
+#[derive(Default)]
+struct Layout {
+    depth: usize,
+    /// Depth of the object that is being written on one line.
+    one_line: Option<usize>,
+    has_value: bool,
+}
+
+impl Layout {
+    fn open(&mut self) {
+        self.depth += 1;
+        self.has_value = false;
+    }
+
+    fn close<W: io::Write + ?Sized>(&mut self, out: &mut W) -> io::Result<()> {
+        self.depth = self.depth.saturating_sub(1);
+        if self.has_value {
+            self.new_line(out)?;
+        }
+        if self.one_line.is_some_and(|d| self.depth < d) {
+            self.one_line = None;
+        }
+        self.has_value = true;
+        Ok(())
+    }
+
+    fn between<W: io::Write + ?Sized>(&mut self, out: &mut W, first: bool) -> io::Result<()> {
+        if !first {
+            out.write_all(if self.one_line.is_some() { b", " } else { b"," })?;
+        }
+        self.new_line(out)
+    }
+
+    fn new_line<W: io::Write + ?Sized>(&self, out: &mut W) -> io::Result<()> {
+        if self.one_line.is_some() {
+            return Ok(());
+        }
+        out.write_all(b"\n")?;
+        for _ in 0..self.depth {
+            out.write_all(b"  ")?;
+        }
+        Ok(())
+    }
+}
+
+impl Formatter for Layout {
+    fn begin_array<W: io::Write + ?Sized>(&mut self, out: &mut W) -> io::Result<()> {
+        self.open();
+        out.write_all(b"[")
+    }
+
+    fn end_array<W: io::Write + ?Sized>(&mut self, out: &mut W) -> io::Result<()> {
+        self.close(out)?;
+        out.write_all(b"]")
+    }
+
+    fn begin_array_value<W: io::Write + ?Sized>(
+        &mut self,
+        out: &mut W,
+        first: bool,
+    ) -> io::Result<()> {
+        self.between(out, first)
+    }
+
+    fn end_array_value<W: io::Write + ?Sized>(&mut self, _: &mut W) -> io::Result<()> {
+        self.has_value = true;
+        Ok(())
+    }
+
+    fn begin_object<W: io::Write + ?Sized>(&mut self, out: &mut W) -> io::Result<()> {
+        self.open();
+        if self.depth > ONE_LINE_BELOW && self.one_line.is_none() {
+            self.one_line = Some(self.depth);
+        }
+        out.write_all(b"{")
+    }
+
+    fn end_object<W: io::Write + ?Sized>(&mut self, out: &mut W) -> io::Result<()> {
+        self.close(out)?;
+        out.write_all(b"}")
+    }
+
+    fn begin_object_key<W: io::Write + ?Sized>(
+        &mut self,
+        out: &mut W,
+        first: bool,
+    ) -> io::Result<()> {
+        self.between(out, first)
+    }
+
+    fn begin_object_value<W: io::Write + ?Sized>(&mut self, out: &mut W) -> io::Result<()> {
+        out.write_all(b": ")
+    }
+
+    fn end_object_value<W: io::Write + ?Sized>(&mut self, _: &mut W) -> io::Result<()> {
+        self.has_value = true;
+        Ok(())
+    }
+
+    fn write_string_fragment<W: io::Write + ?Sized>(
+        &mut self,
+        out: &mut W,
+        fragment: &str,
+    ) -> io::Result<()> {
+        let mut rest = fragment;
+        while let Some(at) = rest.find(escape::is_hostile) {
+            let (plain, tail) = rest.split_at(at);
+            out.write_all(plain.as_bytes())?;
+            let mut chars = tail.chars();
+            if let Some(c) = chars.next() {
+                for unit in c.encode_utf16(&mut [0; 2]) {
+                    write!(out, "\\u{unit:04x}")?;
+                }
+            }
+            rest = chars.as_str();
+        }
+        out.write_all(rest.as_bytes())
+    }
+}

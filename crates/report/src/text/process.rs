@@ -1,0 +1,241 @@
+//! What is said of a process as a whole.
+
+use std::io;
+
+use leakscope_model::{Consistency, ExitKind, KindTotals, ProcessReport, quantity};
+
+use super::page::Page;
+use crate::{duration, escape};
+
+/// Characters of a command line that are shown.
+const COMMAND_CHARS: usize = 160;
+
+/// `Process 4242: ./leaky --fast, exited with status 0`.
+pub(super) fn header(
+    page: &mut Page<'_>,
+    process: &ProcessReport,
+    several: bool,
+) -> io::Result<()> {
+    let name = page.paint.bold(&format!("Process {}:", process.pid));
+    let child = if several {
+        format!(", child of {}", process.parent_pid)
+    } else {
+        String::new()
+    };
+    let end = match &process.exit {
+        Some(ExitKind::Code(code)) => format!("exited with status {code}"),
+        Some(ExitKind::Signal(signal)) => format!("killed by {}", escape(signal)),
+        None => "still running, or replaced by exec".to_owned(),
+    };
+    page.paragraph(0, 2, &format!("{name} {}{child}, {end}", command(process)))
+}
+
+/// The command line as one would type it, escaped and bounded.
+fn command(process: &ProcessReport) -> String {
+    let mut words = Vec::new();
+    let mut chars = 0;
+    for word in &process.argv {
+        let word = escape(word);
+        chars += word.chars().count() + 1;
+        if chars > COMMAND_CHARS {
+            let room = COMMAND_CHARS.saturating_sub(chars - word.chars().count());
+            words.push(format!("{}…", word.chars().take(room).collect::<String>()));
+            break;
+        }
+        let plain = |c: char| c.is_alphanumeric() || "-_./:=+,@%\\".contains(c);
+        if !word.is_empty() && word.chars().all(plain) {
+            words.push(word.into_owned());
+        } else {
+            words.push(format!("'{}'", word.replace('\'', "'\\''")));
+        }
+    }
+    let exe = escape(&process.exe);
+    match process.argv.first() {
+        None => exe.into_owned(),
+        Some(first) if base(first) == base(&process.exe) => words.join(" "),
+        Some(_) => format!("{} ({exe})", words.join(" ")),
+    }
+}
+
+/// The executable's file name, escaped.
+pub(super) fn short_name(process: &ProcessReport) -> String {
+    escape(base(&process.exe)).into_owned()
+}
+
+fn base(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or(path)
+}
+
+/// The loss summary: each live block once, by kind.
+pub(super) fn summary(page: &mut Page<'_>, process: &ProcessReport) -> io::Result<()> {
+    let loss = &process.loss;
+    let judged = process.coverage.reachability;
+    let reachable = if judged {
+        "still reachable"
+    } else {
+        "live, not judged"
+    };
+    let rows = [
+        ("definitely lost", loss.definite),
+        ("indirectly lost", loss.indirect),
+        ("possibly lost", loss.possible),
+        (reachable, loss.reachable),
+        ("suppressed", loss.suppressed),
+    ];
+    let column = |title: &str, of: fn(&KindTotals) -> u64| {
+        let widest = rows.iter().map(|(_, t)| quantity::count(of(t)).len()).max();
+        widest.unwrap_or(0).max(title.len())
+    };
+    let bytes_width = column("bytes", |t| t.bytes);
+    let blocks_width = column("blocks", |t| t.blocks);
+    let title = match process.coverage.sampled_every_bytes {
+        Some(_) => "Leak summary (est.)",
+        None => "Leak summary",
+    };
+    let head = format!(
+        "{title:<19}  {:>bytes_width$}  {:>blocks_width$}",
+        "bytes", "blocks"
+    );
+    let head = page.paint.bold(&head);
+    page.line(&head)?;
+    for (i, (name, totals)) in rows.iter().enumerate() {
+        let row = format!(
+            "  {name:<17}  {:>bytes_width$}  {:>blocks_width$}",
+            quantity::count(totals.bytes),
+            quantity::count(totals.blocks)
+        );
+        let row = match i {
+            _ if totals.blocks == 0 => page.paint.dim(&row),
+            0 | 1 => page.paint.alarm(&row),
+            2 => page.paint.warn(&row),
+            _ => row,
+        };
+        page.line(&row)?;
+    }
+    Ok(())
+}
+
+/// Heap totals.
+pub(super) fn heap(page: &mut Page<'_>, process: &ProcessReport) -> io::Result<()> {
+    let heap = &process.heap;
+    page.paragraph(
+        0,
+        2,
+        &format!(
+            "Heap: {}, {}, {} allocated, {} at the peak, {} in {} live at the end",
+            quantity::counted(heap.allocations, "allocation"),
+            quantity::counted(heap.frees, "free"),
+            quantity::bytes(heap.allocated_bytes),
+            quantity::bytes(heap.peak_bytes),
+            quantity::bytes(heap.live_bytes),
+            quantity::counted(heap.live_blocks, "block"),
+        ),
+    )
+}
+
+/// What was seen and what was not.
+pub(super) fn coverage(page: &mut Page<'_>, process: &ProcessReport) -> io::Result<()> {
+    let c = &process.coverage;
+    let mut clauses = Vec::new();
+    match c.sampled_every_bytes {
+        Some(every) => clauses.push(format!(
+            "one allocation sampled about every {}: sizes and counts are estimates",
+            quantity::bytes(every)
+        )),
+        None if c.dropped_events == 0 => clauses.push("every allocation recorded".to_owned()),
+        None => {}
+    }
+    if c.dropped_events > 0 {
+        clauses.push(format!(
+            "{} lost, so numbers may be too low",
+            quantity::counted(c.dropped_events, "event")
+        ));
+    }
+    let pause = duration::seconds(c.pause_seconds);
+    clauses.push(match c.consistency {
+        Consistency::Stopped => format!("all threads stopped for {pause} while memory was read"),
+        Consistency::Forked => format!("a forked copy read, pause {pause}"),
+        Consistency::Racing => "threads ran while memory was read".to_owned(),
+        Consistency::Dead => "the process was gone, no memory could be read".to_owned(),
+    });
+    if c.reachability {
+        let r = &c.roots;
+        let total = [r.globals, r.stacks, r.registers, r.mappings, r.declared]
+            .iter()
+            .fold(0u64, |sum, part| sum.saturating_add(*part));
+        let mut parts = vec![
+            format!("globals {}", quantity::bytes(r.globals)),
+            format!(
+                "stacks {} of {}",
+                quantity::bytes(r.stacks),
+                quantity::counted(r.threads, "thread")
+            ),
+        ];
+        if r.mappings > 0 {
+            parts.push(format!("other mappings {}", quantity::bytes(r.mappings)));
+        }
+        if r.declared > 0 {
+            parts.push(format!("declared {}", quantity::bytes(r.declared)));
+        }
+        clauses.push(format!(
+            "{} of blocks searched from {} of roots ({})",
+            quantity::bytes(c.scanned_block_bytes),
+            quantity::bytes(total),
+            parts.join(", ")
+        ));
+    } else {
+        clauses.push("reachability not judged: live blocks are not told from leaks".to_owned());
+    }
+    if c.unreadable_bytes > 0 {
+        clauses.push(format!(
+            "{} could not be read",
+            quantity::bytes(c.unreadable_bytes)
+        ));
+    }
+    page.paragraph(0, 2, &format!("Coverage: {}", clauses.join("; ")))
+}
+
+/// Which suppressions hid what, and which hid nothing.
+pub(super) fn suppressions(page: &mut Page<'_>, process: &ProcessReport) -> io::Result<()> {
+    let mut used: Vec<_> = process
+        .suppressions
+        .iter()
+        .filter(|s| s.hidden.blocks > 0)
+        .collect();
+    used.sort_by(|a, b| {
+        let order = b.hidden.bytes.cmp(&a.hidden.bytes);
+        order.then_with(|| (&a.name, &a.origin).cmp(&(&b.name, &b.origin)))
+    });
+    for s in used {
+        page.paragraph(
+            0,
+            2,
+            &format!(
+                "Suppressed: {} in {} by {} ({})",
+                quantity::bytes(s.hidden.bytes),
+                quantity::counted(s.hidden.blocks, "block"),
+                escape(&s.name),
+                escape(&s.origin)
+            ),
+        )?;
+    }
+    let unused: Vec<String> = process
+        .suppressions
+        .iter()
+        .filter(|s| s.hidden.blocks == 0)
+        .map(|s| format!("{} ({})", escape(&s.name), escape(&s.origin)))
+        .collect();
+    if !unused.is_empty() {
+        page.paragraph(0, 2, &format!("Unused suppressions: {}", unused.join(", ")))?;
+    }
+    Ok(())
+}
+
+/// Notices, in the report's order.
+pub(super) fn notices(page: &mut Page<'_>, process: &ProcessReport) -> io::Result<()> {
+    for notice in &process.notices {
+        let label = page.paint.warn("Note:");
+        page.paragraph(0, 2, &format!("{label} {}", escape(&notice.message)))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,357 @@
+//! Call stacks: one line a frame, the long middle of deep ones left out.
+
+use std::io;
+
+use leakscope_model::Frame;
+
+use super::page::Page;
+use crate::{Options, escape};
+
+/// Lines for a stack; of deeper ones the middle is left out. A run of equal
+/// frames (recursion) is one line.
+const MOST_LINES: usize = 32;
+/// Outer lines that stay then: where the program came from.
+const OUTER_LINES: usize = 7;
+
+/// Writes `stack` behind `indent` columns, each frame as
+/// `at function (file:line)`.
+pub(super) fn write(
+    page: &mut Page<'_>,
+    indent: usize,
+    stack: &[Frame],
+    options: &Options,
+) -> io::Result<()> {
+    let margin = " ".repeat(indent);
+    if stack.is_empty() {
+        return page.line(&format!("{margin}(no call stack)"));
+    }
+    let telling = telling(stack, options);
+    let stack = down_to_main(stack);
+    let runs: Vec<&[Frame]> = stack.chunk_by(|a, b| a == b && !a.cut).collect();
+    let middle = if runs.len() > MOST_LINES {
+        MOST_LINES - OUTER_LINES - 1..runs.len() - OUTER_LINES
+    } else {
+        0..0
+    };
+    for (i, run) in runs.iter().enumerate() {
+        if middle.start == i && !middle.is_empty() {
+            let skipped: usize = runs[middle.clone()].iter().map(|r| r.len()).sum();
+            let mark = page.paint.dim(&format!("… {skipped} frames …"));
+            page.line(&format!("{margin}{mark}"))?;
+        }
+        if middle.contains(&i) {
+            continue;
+        }
+        let Some(frame) = run.first() else { continue };
+        if frame.cut {
+            let mark = page.paint.dim("(outer frames not kept)");
+            page.line(&format!("{margin}{mark}"))?;
+            continue;
+        }
+        let room = page.room(indent + 3);
+        let mut text = describe(frame, options, room);
+        if run
+            .iter()
+            .any(|f| telling.is_some_and(|t| std::ptr::eq(t, f)))
+        {
+            text = page.paint.place(&text);
+        }
+        let inlined = if frame.inlined { " [inlined]" } else { "" };
+        let times = match run.len() {
+            1 => String::new(),
+            n => page.paint.dim(&format!(" [{n} times]")),
+        };
+        page.line(&format!("{margin}at {text}{inlined}{times}"))?;
+    }
+    Ok(())
+}
+
+/// The stack without what calls `main`, which is the same in every stack.
+/// Rust's `main` is a symbol of C too, but its caller that people know lies
+/// further in.
+fn down_to_main(stack: &[Frame]) -> &[Frame] {
+    let named = |f: &Frame, wanted: fn(&str) -> bool| f.function.as_deref().is_some_and(wanted);
+    let main = stack.iter().position(|f| named(f, |n| n == "main"));
+    let stack = main.map_or(stack, |at| &stack[..=at]);
+    let rust = stack
+        .iter()
+        .position(|f| named(f, |n| n.contains("__rust_begin_short_backtrace")));
+    match rust {
+        Some(at) if at > 0 => {
+            let call = named(&stack[at - 1], |n| {
+                n.contains("FnOnce") && n.contains("call_once")
+            });
+            &stack[..if call && at > 1 { at - 1 } else { at }]
+        }
+        _ => stack,
+    }
+}
+
+/// `function (file:line)`, `function (module+0x12)`, or `module+0x12`.
+/// When that takes more than `room` columns, template arguments and
+/// parameters are left out.
+pub(super) fn describe(frame: &Frame, options: &Options, room: Option<usize>) -> String {
+    let place = match (&frame.file, &frame.module) {
+        (Some(file), _) => {
+            let file = escape(relative(file, &options.roots));
+            match frame.line {
+                Some(line) => Some(format!("{file}:{line}")),
+                None => Some(file.into_owned()),
+            }
+        }
+        (None, Some(module)) => {
+            let name = escape(file_name(module));
+            match frame.module_offset {
+                Some(offset) => Some(format!("{name}+{offset:#x}")),
+                None => Some(name.into_owned()),
+            }
+        }
+        (None, None) => None,
+    };
+    match (&frame.function, place) {
+        (None, None) => "(code outside any module)".to_owned(),
+        (None, Some(place)) => place,
+        (Some(function), place) => {
+            let name = escape(function);
+            let place = place.map_or(String::new(), |p| format!(" ({p})"));
+            let long = name.chars().count() + place.chars().count();
+            if room.is_some_and(|r| long > r) {
+                format!("{}{place}", without_arguments(&name))
+            } else {
+                format!("{name}{place}")
+            }
+        }
+    }
+}
+
+/// The frame that a person should look at: the innermost one of the program's
+/// own code, and not a library's way of asking for memory.
+pub(super) fn telling<'a>(stack: &'a [Frame], options: &Options) -> Option<&'a Frame> {
+    let own = |f: &&Frame| {
+        f.file
+            .as_deref()
+            .is_some_and(|file| relative(file, &options.roots).len() < file.len())
+    };
+    stack
+        .iter()
+        .filter(|f| !is_plumbing(f))
+        .find(own)
+        .or_else(|| stack.iter().find(|f| f.file.is_some() && !is_plumbing(f)))
+        .or_else(|| {
+            stack
+                .iter()
+                .find(|f| f.function.is_some() && !is_plumbing(f))
+        })
+        .or_else(|| stack.iter().find(|f| !f.cut))
+}
+
+/// True for code of the languages' own libraries that allocates on behalf of
+/// its caller.
+fn is_plumbing(frame: &Frame) -> bool {
+    const NAMES: &[&str] = &[
+        "std::",
+        "__gnu_cxx::",
+        "operator new",
+        "alloc::",
+        "core::",
+        "hashbrown::",
+        "__rust_",
+        "__rdl_",
+        "__GI_",
+        "__libc_",
+    ];
+    const FILES: &[&str] = &[
+        "/usr/include/",
+        "/rustc/",
+        "/library/std/",
+        "/library/alloc/",
+    ];
+    let name = frame.function.as_deref().unwrap_or("");
+    let name = name.strip_prefix("void ").unwrap_or(name);
+    let name = name.trim_start_matches(['<', '&']);
+    frame.cut
+        || NAMES.iter().any(|p| name.starts_with(p))
+        || frame
+            .file
+            .as_deref()
+            .is_some_and(|file| FILES.iter().any(|p| file.contains(p)))
+}
+
+/// `file` without the root it lies below (the longest that fits).
+fn relative<'a>(file: &'a str, roots: &[String]) -> &'a str {
+    roots
+        .iter()
+        .filter_map(|root| {
+            let rest = file.strip_prefix(root.trim_end_matches('/'))?;
+            let rest = rest.strip_prefix('/')?;
+            (!rest.is_empty()).then_some(rest)
+        })
+        .min_by_key(|rest| rest.len())
+        .unwrap_or(file)
+}
+
+fn file_name(path: &str) -> &str {
+    match path.rsplit('/').next() {
+        Some(name) if !name.is_empty() => name,
+        _ => path,
+    }
+}
+
+/// A C++ or Rust name with `<…>` and `(…)` for what stands between outermost
+/// angle brackets and parentheses. A name that begins with `<` (a Rust trait
+/// method) keeps that first pair, and `operator<` and its like are no
+/// brackets.
+fn without_arguments(name: &str) -> String {
+    let mut out = String::with_capacity(name.len());
+    let mut depth = 0u32;
+    let mut rest = name;
+    if let Some(tail) = rest.strip_prefix('<') {
+        out.push('<');
+        rest = tail;
+    }
+    while let Some(c) = rest.chars().next() {
+        let mut taken = c.len_utf8();
+        if let Some(tail) = rest.strip_prefix("operator") {
+            let symbols = if tail.starts_with("()") {
+                2
+            } else {
+                tail.find(|c| !"<>=-".contains(c)).unwrap_or(tail.len())
+            };
+            taken = "operator".len() + symbols;
+            if depth == 0 {
+                out.push_str(&rest[..taken]);
+            }
+        } else if rest.starts_with("->") || rest.starts_with("(anonymous namespace)") {
+            taken = if c == '-' {
+                2
+            } else {
+                "(anonymous namespace)".len()
+            };
+            if depth == 0 {
+                out.push_str(&rest[..taken]);
+            }
+        } else if matches!(c, '<' | '(') {
+            if depth == 0 {
+                out.push(c);
+                let closes_at_once = rest[1..].starts_with(['>', ')']);
+                if !closes_at_once {
+                    out.push('…');
+                }
+            }
+            depth += 1;
+        } else if matches!(c, '>' | ')') {
+            depth = depth.saturating_sub(1);
+            if depth == 0 {
+                out.push(c);
+            }
+        } else if depth == 0 {
+            out.push(c);
+        }
+        rest = &rest[taken..];
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(function: &str, file: &str, line: u32) -> Frame {
+        Frame {
+            function: Some(function.to_owned()),
+            file: Some(file.to_owned()),
+            line: Some(line),
+            ..Frame::default()
+        }
+    }
+
+    #[test]
+    fn files_below_a_root_lose_it() {
+        let roots = ["/src/app".to_owned(), "/src".to_owned()];
+        let table = [
+            ("/src/app/x.c", "x.c"),
+            ("/src/lib/y.c", "lib/y.c"),
+            ("/srcs/z.c", "/srcs/z.c"),
+            ("/src/app", "app"),
+            ("relative.c", "relative.c"),
+        ];
+        for (file, shown) in table {
+            assert_eq!(relative(file, &roots), shown);
+        }
+        assert_eq!(relative("/x.c", &["/".to_owned()]), "x.c");
+    }
+
+    #[test]
+    fn long_names_lose_their_arguments() {
+        let table = [
+            ("f(int, char const*)", "f(…)"),
+            ("main()", "main()"),
+            (
+                "std::map<int, std::string>::operator[](int&&)",
+                "std::map<…>::operator[](…)",
+            ),
+            ("bool operator< <int>(int)", "bool operator< <…>(…)"),
+            ("operator<<(std::ostream&, X)", "operator<<(…)"),
+            ("S::operator()(int) const", "S::operator()(…) const"),
+            ("S::operator->() const", "S::operator->() const"),
+            (
+                "(anonymous namespace)::f(int)",
+                "(anonymous namespace)::f(…)",
+            ),
+            (
+                "<alloc::vec::Vec<T, A> as Clone>::clone::<u8>",
+                "<alloc::vec::Vec<…> as Clone>::clone::<…>",
+            ),
+            ("unbalanced>>)", "unbalanced>>)"),
+            ("open<<<", "open<…"),
+            ("", ""),
+        ];
+        for (name, short) in table {
+            assert_eq!(without_arguments(name), short);
+        }
+    }
+
+    #[test]
+    fn what_calls_main_is_left_out() {
+        let names = |stack: &[Frame]| -> Vec<String> {
+            let frames = down_to_main(stack).iter();
+            frames.filter_map(|f| f.function.clone()).collect()
+        };
+        let c = ["f", "main", "__libc_start_main", "_start"].map(|n| frame(n, "x.c", 1));
+        assert_eq!(names(&c), ["f", "main"]);
+        let thread = ["work", "start_thread", "clone3"].map(|n| frame(n, "x.c", 1));
+        assert_eq!(names(&thread), ["work", "start_thread", "clone3"]);
+        let rust = [
+            "app::main",
+            "core::ops::function::FnOnce::call_once",
+            "std::sys::backtrace::__rust_begin_short_backtrace",
+            "std::rt::lang_start",
+            "main",
+        ]
+        .map(|n| frame(n, "x.rs", 1));
+        assert_eq!(names(&rust), ["app::main"]);
+        assert_eq!(names(&rust[2..]).len(), 3);
+        assert!(names(&[]).is_empty());
+    }
+
+    #[test]
+    fn the_telling_frame_is_the_programs_own() {
+        let stack = [
+            frame("operator new(unsigned long)", "new_op.cc", 50),
+            frame(
+                "std::allocator<int>::allocate",
+                "/usr/include/c++/12/x.h",
+                9,
+            ),
+            frame("library_helper", "/build/lib/helper.c", 3),
+            frame("parse", "/src/app/parse.cpp", 31),
+            frame("main", "/src/app/main.cpp", 7),
+        ];
+        let mut options = Options::default();
+        let name = |o: &Options| telling(&stack, o).and_then(|f| f.function.as_deref());
+        assert_eq!(name(&options), Some("library_helper"));
+        options.roots = vec!["/src/app".to_owned()];
+        assert_eq!(name(&options), Some("parse"));
+        assert!(telling(&[], &options).is_none());
+    }
+}
