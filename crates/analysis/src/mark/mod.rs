@@ -1,1 +1,399 @@
-//! Loss kinds.
+//! memcheck's loss kinds for every live block.
+//!
+//! **Nodes** are blocks and roots, **edges** are aligned words: a *start
+//! pointer* holds a block's first address (or is an idiom for it, see
+//! [`Heuristics`]), an *interior pointer* any other address inside. A block of
+//! zero bytes counts as one byte; one past the end is outside.
+//!
+//! | | chain from the roots to block B (through A) | kind of A | kind of B |
+//! |---|---|---|---|
+//! | 1 | root → B | | reachable |
+//! | 2 | root → A → B | reachable | reachable |
+//! | 3 | B, nothing points to it | | definite |
+//! | 4 | A → B, nothing points to A | definite | indirect |
+//! | 5 | root ⇢ B (interior) | | possible |
+//! | 6 | root → A ⇢ B | reachable | possible |
+//! | 7 | root ⇢ A → B | possible | possible |
+//! | 8 | root ⇢ A ⇢ B | possible | possible |
+//! | 9 | A ⇢ B, nothing points to A | definite | indirect |
+//!
+//! Where several chains lead to a block, the best kind wins: reachable, then
+//! possible, then indirect. All this is forced; arbitrary is only who leads a
+//! lost cycle (its lowest block) and to which of several definitely lost
+//! parents an indirectly lost block is counted (the lowest).
+//!
+//! Every block is scanned at most twice: reachable ones first, then possible
+//! ones, whose children cannot improve any more, then the lost ones.
+
+mod heuristics;
+mod index;
+mod lost;
+mod source;
+#[cfg(test)]
+mod tests;
+
+pub use heuristics::{Heuristics, UnknownHeuristic};
+
+use crate::roots::RootPlan;
+use heuristics::Judge;
+use index::{Hit, Index};
+use leakscope_memory::MemoryReader;
+use leakscope_model::{LiveBlock, LossKind, Range};
+use source::{Image, Peeker, Scanner};
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+/// Blocks scanned at a time: enough for their cache misses to overlap, few
+/// enough that what they point to is still cached when it is scanned.
+const BATCH: usize = 128;
+/// The same where blocks must be read one by one: more are near each other.
+const DIRECT_BATCH: usize = 1 << 15;
+/// Candidate words gathered before they are looked up.
+const WORDS: usize = 4096;
+
+const UNREACHED: u8 = 0;
+const POSSIBLE: u8 = 1;
+const REACHABLE: u8 = 2;
+
+/// What became of every block. Vectors are indexed like the blocks.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Marked {
+    /// The block's kind.
+    pub kinds: Vec<LossKind>,
+    /// For an indirectly lost block, the index of the definitely lost block
+    /// it is lost with; for any other block its own index.
+    pub leader: Vec<u32>,
+    /// True for a lost block in a cycle of two or more lost blocks.
+    pub cycle: Vec<bool>,
+    /// For a definitely lost block in a cycle: the indexes of the blocks of
+    /// one shortest cycle through it, in pointer order, itself first; cut
+    /// after 16. At most 65 536 leaders have a list.
+    pub cycle_members: BTreeMap<u32, Vec<u32>>,
+    /// Bytes of roots and blocks that should have been scanned but could not
+    /// be read.
+    pub unreadable_bytes: u64,
+    /// Bytes of blocks scanned; lost blocks are included.
+    pub scanned_block_bytes: u64,
+    /// Bytes of root ranges scanned, without registers.
+    pub scanned_root_bytes: u64,
+}
+
+/// Classifies all `blocks` (ascending by address).
+///
+/// Blocks that cannot exist (misaligned, outside the user's address space,
+/// out of order) are not judged: they count as reachable.
+pub fn mark(
+    memory: &dyn MemoryReader,
+    blocks: &[LiveBlock],
+    plan: &RootPlan,
+    heuristics: &Heuristics,
+) -> Marked {
+    let (usable, positions) = usable(blocks);
+    let image = Image::new(memory, &usable);
+    let judged = judge(memory, &image, &usable, plan, heuristics);
+    match positions {
+        None => judged,
+        Some(positions) => spread(judged, &positions, blocks.len()),
+    }
+}
+
+/// The blocks that can be judged, and where they were when some cannot.
+fn usable(blocks: &[LiveBlock]) -> (Cow<'_, [LiveBlock]>, Option<Vec<u32>>) {
+    if index::indexable(blocks) {
+        return (Cow::Borrowed(blocks), None);
+    }
+    let mut kept: Vec<LiveBlock> = Vec::new();
+    let mut positions = Vec::new();
+    for (at, block) in blocks.iter().enumerate().take(u32::MAX as usize - 1) {
+        let ascending = kept.last().is_none_or(|last| last.addr < block.addr);
+        if ascending && index::block_is_indexable(block) {
+            kept.push(*block);
+            positions.push(at as u32);
+        }
+    }
+    (Cow::Owned(kept), Some(positions))
+}
+
+/// Takes a judgement over some of the blocks back to all of them.
+fn spread(judged: Marked, positions: &[u32], blocks: usize) -> Marked {
+    let place = |at: u32| positions.get(at as usize).copied().unwrap_or(at);
+    let mut all = Marked {
+        kinds: vec![LossKind::Reachable; blocks],
+        leader: (0..blocks).map(|at| at as u32).collect(),
+        cycle: vec![false; blocks],
+        cycle_members: BTreeMap::new(),
+        ..judged
+    };
+    for (at, position) in positions.iter().enumerate() {
+        let position = *position as usize;
+        all.kinds[position] = judged.kinds[at];
+        all.leader[position] = place(judged.leader[at]);
+        all.cycle[position] = judged.cycle[at];
+    }
+    all.cycle_members = judged
+        .cycle_members
+        .into_iter()
+        .map(|(leader, members)| (place(leader), members.into_iter().map(place).collect()))
+        .collect();
+    all
+}
+
+fn judge(
+    memory: &dyn MemoryReader,
+    image: &Image,
+    blocks: &[LiveBlock],
+    plan: &RootPlan,
+    heuristics: &Heuristics,
+) -> Marked {
+    let index = Index::new(blocks);
+    let mut scanner = Scanner::new(memory, image, blocks);
+    let mut sieve = Sieve {
+        blocks,
+        index: &index,
+        peeker: Peeker::new(memory, image),
+        judge: Judge::new(*heuristics, memory.map()),
+        state: vec![UNREACHED; blocks.len()],
+        work: Vec::new(),
+        maybe: Vec::new(),
+        words: Vec::new(),
+        hits: Vec::new(),
+    };
+
+    for (at, _) in blocks.iter().enumerate().filter(|(_, b)| b.ignored) {
+        sieve.reach(at as u32);
+    }
+    for word in &plan.start_words {
+        if let Some(block) = sieve.inside(*word) {
+            sieve.reach(block);
+        }
+    }
+    sieve.words.extend(&plan.words);
+    sieve.resolve(true);
+    for (range, _) in &plan.ranges {
+        let Some(start) = range.start.0.checked_next_multiple_of(8) else {
+            continue;
+        };
+        let whole = Range::new(start, range.end.0 & !7);
+        scanner.range(whole, |bytes| sieve.feed(bytes, true));
+    }
+    sieve.resolve(true);
+    let scanned_root_bytes = std::mem::take(&mut scanner.tally.scanned);
+
+    sieve.drain(&mut scanner, true);
+    sieve.drain(&mut scanner, false);
+
+    let mut marked = Marked {
+        kinds: sieve
+            .state
+            .iter()
+            .map(|state| match *state {
+                REACHABLE => LossKind::Reachable,
+                POSSIBLE => LossKind::Possible,
+                _ => LossKind::Definite,
+            })
+            .collect(),
+        leader: (0..blocks.len() as u32).collect(),
+        cycle: vec![false; blocks.len()],
+        ..Marked::default()
+    };
+    judge_lost(&index, blocks, &mut scanner, &mut marked);
+    marked.scanned_root_bytes = scanned_root_bytes;
+    marked.scanned_block_bytes = scanner.tally.scanned;
+    marked.unreadable_bytes = scanner.tally.unreadable;
+    marked
+}
+
+/// Gathers words, looks them up, upgrades blocks.
+struct Sieve<'a> {
+    blocks: &'a [LiveBlock],
+    index: &'a Index,
+    peeker: Peeker<'a>,
+    judge: Judge<'a>,
+    state: Vec<u8>,
+    /// Reachable blocks still to be scanned.
+    work: Vec<u32>,
+    /// Possible blocks still to be scanned, and perhaps reachable since.
+    maybe: Vec<u32>,
+    words: Vec<u64>,
+    hits: Vec<(Hit, u64)>,
+}
+
+impl Sieve<'_> {
+    #[inline]
+    fn feed(&mut self, bytes: &[u8], definite: bool) {
+        gather(self.index, bytes, &mut self.words);
+        if self.words.len() >= WORDS {
+            self.resolve(definite);
+        }
+    }
+
+    fn reach(&mut self, block: u32) {
+        if let Some(state) = self.state.get_mut(block as usize)
+            && *state != REACHABLE
+        {
+            *state = REACHABLE;
+            self.work.push(block);
+        }
+    }
+
+    fn inside(&self, word: u64) -> Option<u32> {
+        let hit = self.index.find(word)?;
+        is_inside(self.blocks, hit, word).then_some(hit.block)
+    }
+
+    /// Looks up the gathered words. In two loops: the first has independent
+    /// loads, which the processor overlaps, and no unpredictable branch.
+    fn resolve(&mut self, definite: bool) {
+        let mut hits = std::mem::take(&mut self.hits);
+        hits.extend(
+            self.words
+                .drain(..)
+                .filter_map(|word| Some((self.index.find(word)?, word))),
+        );
+        for (hit, word) in hits.drain(..) {
+            let Some(state) = self.state.get_mut(hit.block as usize) else {
+                continue;
+            };
+            if *state == REACHABLE || (*state == POSSIBLE && !definite) {
+                continue;
+            }
+            let mut start = hit.start;
+            if !start {
+                let Some(block) = self.blocks.get(hit.block as usize) else {
+                    continue;
+                };
+                if word - block.addr.0 >= block.size {
+                    continue;
+                }
+                start = definite
+                    && self
+                        .judge
+                        .is_start(&mut self.peeker, block.addr.0, block.size, word);
+            }
+            if start && definite {
+                *state = REACHABLE;
+                self.work.push(hit.block);
+            } else if *state == UNREACHED {
+                *state = POSSIBLE;
+                self.maybe.push(hit.block);
+            }
+        }
+        self.hits = hits;
+    }
+
+    /// Scans pending blocks, and what they lead to, until none is left.
+    fn drain(&mut self, scanner: &mut Scanner<'_>, definite: bool) {
+        let mut batch = Vec::new();
+        let size = if scanner.is_all_copied() {
+            BATCH
+        } else {
+            DIRECT_BATCH
+        };
+        loop {
+            let (list, kind) = if definite {
+                (&mut self.work, REACHABLE)
+            } else {
+                (&mut self.maybe, POSSIBLE)
+            };
+            let from = list.len().saturating_sub(size);
+            let state = &self.state;
+            batch.extend(
+                list.drain(from..)
+                    .filter(|at| state.get(*at as usize) == Some(&kind)),
+            );
+            if batch.is_empty() && list.is_empty() {
+                return;
+            }
+            scanner.blocks(&mut batch, |_, bytes| self.feed(bytes, definite));
+            self.resolve(definite);
+        }
+    }
+}
+
+/// Keeps the words that lie between the first block and the last.
+#[inline]
+fn gather(index: &Index, bytes: &[u8], words: &mut Vec<u64>) {
+    let (low, span) = (index.low(), index.span());
+    for word in bytes.as_chunks::<8>().0 {
+        let word = u64::from_le_bytes(*word);
+        if word.wrapping_sub(low) < span {
+            words.push(word);
+        }
+    }
+}
+
+fn is_inside(blocks: &[LiveBlock], hit: Hit, word: u64) -> bool {
+    hit.start
+        || blocks
+            .get(hit.block as usize)
+            .is_some_and(|block| word - block.addr.0 < block.size)
+}
+
+/// Splits the unreached blocks into definite and indirect.
+fn judge_lost(index: &Index, blocks: &[LiveBlock], scanner: &mut Scanner<'_>, marked: &mut Marked) {
+    let lost: Vec<u32> = (0..blocks.len() as u32)
+        .filter(|at| marked.kinds[*at as usize] == LossKind::Definite)
+        .collect();
+    if lost.is_empty() {
+        return;
+    }
+    // Until the leaders are known, `leader` numbers the lost blocks.
+    for (number, at) in lost.iter().enumerate() {
+        marked.leader[*at as usize] = number as u32;
+    }
+    let mut edges = lost::Edges::new(lost.len());
+    let mut batch = Vec::new();
+    let mut words = Vec::new();
+    let mut hits: Vec<(u32, Hit, u64)> = Vec::new();
+    let mut pairs: Vec<(u32, u32)> = Vec::new();
+    for part in lost.chunks(BATCH * 8) {
+        batch.extend_from_slice(part);
+        let settle = |hits: &mut Vec<(u32, Hit, u64)>, pairs: &mut Vec<(u32, u32)>| {
+            for (from, hit, word) in hits.drain(..) {
+                let to = hit.block as usize;
+                if marked.kinds.get(to) == Some(&LossKind::Definite) && is_inside(blocks, hit, word)
+                {
+                    pairs.push((marked.leader[from as usize], marked.leader[to]));
+                }
+            }
+        };
+        scanner.blocks(&mut batch, |from, bytes| {
+            gather(index, bytes, &mut words);
+            hits.extend(
+                words
+                    .drain(..)
+                    .filter_map(|word| Some((from, index.find(word)?, word))),
+            );
+            if hits.len() >= WORDS {
+                settle(&mut hits, &mut pairs);
+            }
+        });
+        settle(&mut hits, &mut pairs);
+        // Copied blocks come before those that had to be read.
+        if !pairs.is_sorted_by_key(|(from, _)| *from) {
+            pairs.sort_by_key(|(from, _)| *from);
+        }
+        for (from, to) in pairs.drain(..) {
+            edges.add(from, to);
+        }
+    }
+    edges.seal(lost.len());
+    let judged = lost::judge(&edges);
+    for (number, at) in lost.iter().enumerate() {
+        let at = *at as usize;
+        let leader = lost[judged.leader[number] as usize];
+        marked.leader[at] = leader;
+        marked.cycle[at] = judged.cycle[number];
+        if leader as usize != at {
+            marked.kinds[at] = LossKind::Indirect;
+        }
+    }
+    marked.cycle_members = judged
+        .members
+        .into_iter()
+        .map(|(leader, members)| {
+            let place = |number: u32| lost[number as usize];
+            (place(leader), members.into_iter().map(place).collect())
+        })
+        .collect();
+}
