@@ -144,6 +144,8 @@ pub struct Leak {
     pub id: String,
     /// Loss kind.
     pub kind: LossKind,
+    /// Which functions made the blocks (a generated suppression names them).
+    pub family: crate::Family,
     /// Direct bytes.
     pub bytes: u64,
     /// Direct blocks.

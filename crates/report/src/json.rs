@@ -8,7 +8,7 @@
 use std::io;
 
 use leakscope_model::{
-    Command, Consistency, Coverage, ErrorCode, ErrorRecord, ExitKind, Frame, FreeSiteLine,
+    Command, Consistency, Coverage, ErrorCode, ErrorRecord, ExitKind, Family, Frame, FreeSiteLine,
     HeapSummary, KindTotals, Leak, LossKind, LossSummary, MappingLeak, Notice, ProcessReport,
     Report, RootCounts, SampleEstimate, SuppressionUse, Verdict, VerdictStatus,
 };
@@ -213,6 +213,7 @@ impl From<&LossSummary> for LossShape {
 struct LeakShape<'a> {
     id: &'a str,
     kind: &'static str,
+    family: &'static str,
     bytes: u64,
     blocks: u64,
     indirect: TotalsShape,
@@ -233,6 +234,11 @@ impl<'a> From<&'a Leak> for LeakShape<'a> {
         LeakShape {
             id: &l.id,
             kind: kind(l.kind),
+            family: match l.family {
+                Family::Malloc => "malloc",
+                Family::New => "new",
+                Family::NewArray => "new[]",
+            },
             bytes: l.bytes,
             blocks: l.blocks,
             indirect: l.indirect.into(),

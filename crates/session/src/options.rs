@@ -62,11 +62,13 @@ pub struct SymbolOptions {
     pub no_symbols: bool,
     /// Further directories of separate debug files, before the system's own.
     pub debug_dirs: Vec<PathBuf>,
-    /// Directories under which source files are looked for when the path in
-    /// the debug information does not exist here.
-    pub source_roots: Vec<PathBuf>,
-    /// debuginfod servers (the words of `DEBUGINFOD_URLS`); empty asks none.
-    pub debuginfod_urls: Vec<String>,
+    /// A source path of the debug information is shown as the file below this
+    /// directory that matches its longest tail.
+    pub source_root: Option<PathBuf>,
+    /// debuginfod servers, as `DEBUGINFOD_URLS` lists them; empty asks none.
+    pub debuginfod_urls: String,
+    /// Where downloaded debug files are kept; `None` keeps none.
+    pub debuginfod_cache: Option<PathBuf>,
 }
 
 /// What a finished run hands back.

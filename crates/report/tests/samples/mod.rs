@@ -2,9 +2,10 @@
 //! prints. Counts are primes, so that no number stands for another by chance.
 
 use leakscope_model::{
-    Addr, Command, Consistency, Coverage, ErrorCode, ErrorRecord, ExitKind, Frame, FreeSiteLine,
-    HeapSummary, KindTotals, Leak, Lifetime, LossKind, LossSummary, MappingLeak, Notice,
-    ProcessReport, Report, RootCounts, SampleEstimate, SuppressionUse, Verdict, VerdictStatus,
+    Addr, Command, Consistency, Coverage, ErrorCode, ErrorRecord, ExitKind, Family, Frame,
+    FreeSiteLine, HeapSummary, KindTotals, Leak, Lifetime, LossKind, LossSummary, MappingLeak,
+    Notice, ProcessReport, Report, RootCounts, SampleEstimate, SuppressionUse, Verdict,
+    VerdictStatus,
 };
 
 /// Where the sample programs' sources lie.
@@ -65,6 +66,7 @@ fn leak(id: &str, kind: LossKind, bytes: u64, blocks: u64, stack: Vec<Frame>) ->
     Leak {
         id: id.to_owned(),
         kind,
+        family: Family::Malloc,
         bytes,
         blocks,
         indirect: KindTotals::default(),
@@ -362,6 +364,7 @@ pub fn sampled() -> Report {
             frame("cache::insert(std::string_view)", "src/cache.cpp", 61),
         ]),
     );
+    l.family = Family::New;
     l.estimate = Some(SampleEstimate {
         bytes_standard_error: 254_321.4,
         samples: 17,
