@@ -25,7 +25,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::str::FromStr;
 
-/// How many example blocks a record keeps, and how many members of a cycle.
+/// How many example blocks a record keeps.
 pub const EXAMPLES: usize = 8;
 
 /// How many innermost frames must agree for two blocks to share a record
@@ -126,13 +126,10 @@ pub struct RawRecord {
     pub blocks: u64,
     /// What is lost only through these blocks; an estimate in sampled mode.
     pub indirect: KindTotals,
-    /// True when a block of it leads a lost cycle.
-    pub cycle: bool,
+    /// Its first block that leads a lost cycle; the marker knows the members.
+    pub cycle_leader: Option<u32>,
     /// Indexes of its blocks, lowest address first, at most [`EXAMPLES`].
     pub examples: Vec<u32>,
-    /// Indexes of the members of its first cycle, leader first, at most
-    /// [`EXAMPLES`]; empty without a cycle.
-    pub cycle_members: Vec<u32>,
     /// How uncertain `bytes` is; `None` when every block was recorded.
     pub estimate: Option<SampleEstimate>,
 }
@@ -197,8 +194,7 @@ struct Group {
     indirect: Sums,
     first: u32,
     examples: Vec<u32>,
-    /// The first cycle's members, leader first.
-    cycle: Vec<u32>,
+    cycle_leader: Option<u32>,
 }
 
 impl Group {
@@ -210,7 +206,7 @@ impl Group {
             indirect: Sums::default(),
             first,
             examples: Vec::new(),
-            cycle: Vec::new(),
+            cycle_leader: None,
         }
     }
 
@@ -222,14 +218,8 @@ impl Group {
         self.examples.extend(other.examples);
         self.examples.sort_unstable();
         self.examples.truncate(EXAMPLES);
-        let earlier = match (self.cycle.first(), other.cycle.first()) {
-            (Some(mine), Some(theirs)) => theirs < mine,
-            (None, Some(_)) => true,
-            _ => false,
-        };
-        if earlier {
-            self.cycle = other.cycle;
-        }
+        let leaders = [self.cycle_leader, other.cycle_leader];
+        self.cycle_leader = leaders.into_iter().flatten().min();
     }
 
     fn finish(mut self, table: &LiveTable) -> RawRecord {
@@ -245,9 +235,8 @@ impl Group {
             bytes: direct.bytes,
             blocks: direct.blocks,
             indirect: self.indirect.totals(sampled),
-            cycle: !self.cycle.is_empty(),
+            cycle_leader: self.cycle_leader,
             examples: self.examples,
-            cycle_members: self.cycle,
             estimate: sampled.then(|| SampleEstimate {
                 bytes_standard_error: self.direct.variance.sqrt(),
                 samples: self.direct.exact.blocks,
@@ -344,8 +333,8 @@ impl ById {
                 group.examples.push(i);
             }
             let leads = kind != LossKind::Indirect && classes.in_cycle(i as usize);
-            if leads && group.cycle.is_empty() {
-                group.cycle.push(i);
+            if leads && group.cycle_leader.is_none() {
+                group.cycle_leader = Some(i);
             }
         }
     }
@@ -361,14 +350,8 @@ impl ById {
                 continue;
             };
             let slot = self.slot(classes.kind(leader), leading.stack);
-            let Some(group) = self.group(slot) else {
-                continue;
-            };
-            group.indirect.add(block);
-            let same_cycle = classes.in_cycle(i as usize)
-                && group.cycle.first().is_some_and(|l| *l as usize == leader);
-            if same_cycle && group.cycle.len() < EXAMPLES {
-                group.cycle.push(i);
+            if let Some(group) = self.group(slot) {
+                group.indirect.add(block);
             }
         }
     }
