@@ -38,7 +38,7 @@ use crate::roots::RootPlan;
 use heuristics::Judge;
 use index::{Hit, Index};
 use leakscope_memory::MemoryReader;
-use leakscope_model::{LiveBlock, LossKind, Range};
+use leakscope_model::{Addr, LiveBlock, LossKind, Range};
 use source::{Image, Peeker, Scanner};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -170,11 +170,7 @@ fn judge(
     sieve.words.extend(&plan.words);
     sieve.resolve(true);
     for (range, _) in &plan.ranges {
-        let Some(start) = range.start.0.checked_next_multiple_of(8) else {
-            continue;
-        };
-        let whole = Range::new(start, range.end.0 & !7);
-        scanner.range(whole, |bytes| sieve.feed(bytes, true));
+        scanner.range(aligned(range), |_, bytes| sieve.feed(bytes, true));
     }
     sieve.resolve(true);
     let scanned_root_bytes = std::mem::take(&mut scanner.tally.scanned);
@@ -201,6 +197,60 @@ fn judge(
     marked.scanned_block_bytes = scanner.tally.scanned;
     marked.unreadable_bytes = scanner.tally.unreadable;
     marked
+}
+
+/// Hands over every aligned word that holds something after the marking:
+/// those of root ranges, then those of blocks that are not lost. With each
+/// word comes its address (in a block: the block's) and its memory's kind.
+pub(crate) fn for_each_holding_word(
+    memory: &dyn MemoryReader,
+    blocks: &[LiveBlock],
+    marked: &Marked,
+    plan: &RootPlan,
+    mut sink: impl FnMut(Addr, u64, LossKind),
+) {
+    let image = Image::with_limit(memory, &[], 0);
+    let (usable, positions) = usable(blocks);
+    let mut scanner = Scanner::new(memory, &image, &usable);
+    for (range, _) in &plan.ranges {
+        scanner.range(aligned(range), |start, bytes| {
+            for (at, word) in (start..).step_by(8).zip(bytes.as_chunks::<8>().0) {
+                sink(Addr(at), u64::from_le_bytes(*word), LossKind::Reachable);
+            }
+        });
+    }
+    let kind_of = |at: u32| {
+        let position = match &positions {
+            Some(positions) => positions.get(at as usize).copied().unwrap_or(at),
+            None => at,
+        };
+        marked.kinds.get(position as usize).copied()
+    };
+    let mut batch = Vec::new();
+    let mut at = 0;
+    while (at as usize) < usable.len() {
+        let end = (usable.len() as u32).min(at + DIRECT_BATCH as u32);
+        batch.extend(
+            (at..end).filter(|at| {
+                matches!(kind_of(*at), Some(LossKind::Reachable | LossKind::Possible))
+            }),
+        );
+        scanner.blocks(&mut batch, |at, bytes| {
+            let (Some(block), Some(kind)) = (usable.get(at as usize), kind_of(at)) else {
+                return;
+            };
+            for word in bytes.as_chunks::<8>().0 {
+                sink(block.addr, u64::from_le_bytes(*word), kind);
+            }
+        });
+        at = end;
+    }
+}
+
+/// The part of a range that whole aligned words fill.
+fn aligned(range: &Range) -> Range {
+    let start = range.start.0.checked_next_multiple_of(8);
+    Range::new(start.unwrap_or(u64::MAX), range.end.0 & !7)
 }
 
 /// Gathers words, looks them up, upgrades blocks.

@@ -211,9 +211,9 @@ impl<'a> Scanner<'a> {
         self.image.complete
     }
 
-    /// Hands over `range` in pieces whose lengths but the last's are
-    /// multiples of 8.
-    pub fn range(&mut self, range: Range, mut sink: impl FnMut(&[u8])) {
+    /// Hands over `range` in pieces with their addresses. A range whose ends
+    /// are multiples of 8 comes in pieces whose ends are.
+    pub fn range(&mut self, range: Range, mut sink: impl FnMut(u64, &[u8])) {
         let mut at = range.start.0;
         while at < range.end.0 {
             let Some(region) = self.memory.map().find(Addr(at)).filter(|r| r.read) else {
@@ -235,7 +235,7 @@ impl<'a> Scanner<'a> {
             self.buffer.load(self.memory, at, len);
             self.tally.scanned += len;
             self.tally.unreadable += self.buffer.unreadable(at, len);
-            sink(&self.buffer.bytes);
+            sink(at, &self.buffer.bytes);
             at += len;
         }
     }
@@ -281,7 +281,7 @@ impl<'a> Scanner<'a> {
         let mut from = 0;
         while let Some(&(at, start, len)) = extents.get(from) {
             if len >= LARGE {
-                self.range(Range::new(start, start + len), |bytes| sink(at, bytes));
+                self.range(Range::new(start, start + len), |_, bytes| sink(at, bytes));
                 from += 1;
                 continue;
             }

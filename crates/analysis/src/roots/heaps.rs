@@ -1,0 +1,172 @@
+//! Where allocators keep blocks: memory that is scanned block by block, when
+//! a block is reached, and never as a whole. Freed memory and the allocator's
+//! headers there are full of stale pointers.
+//!
+//! A mapping may hold a heap *and* something else (the kernel joins
+//! neighbours), so heaps are cut out of the map, not mappings left out.
+
+use super::glibc;
+use super::ranges::joined;
+use super::regions::{Class, Classified};
+use super::words::Words;
+use leakscope_memory::{MemoryMap, MemoryReader};
+use leakscope_model::{Addr, LiveBlock, Range};
+
+/// Size words of the chunk that holds a thread's cache, the first that a
+/// thread's first malloc makes: glibc 2.26 to 2.29, to 2.41, from 2.42.
+const CACHE_CHUNKS: [u64; 3] = [0x251, 0x291, 0x301];
+/// How far into `[heap]` malloc's first chunk is looked for.
+const HEAD: u64 = 1 << 20;
+/// Starts of heaps tried.
+const TRIES: usize = 64;
+/// Between blocks of an unknown allocator, headers up to this length.
+const HEADER: u64 = 64;
+
+/// What [`extents`] needs to know.
+pub(super) struct HeapInput<'a> {
+    pub memory: &'a dyn MemoryReader,
+    pub blocks: &'a [LiveBlock],
+    pub regions: &'a [Classified],
+    /// Joined: memory known to be an allocator's.
+    pub known: &'a [Range],
+    /// Stack pointers and thread control blocks of live threads: a mapping
+    /// that holds one is not given up to an unknown allocator.
+    pub inhabited: &'a [Addr],
+}
+
+/// All heaps, joined. Every block lies in one of them.
+pub(super) fn extents(input: &HeapInput<'_>) -> Vec<Range> {
+    let map = input.memory.map();
+    let mut found = brk_heap(input);
+    for region in input.regions {
+        if matches!(region.class, Class::Anonymous | Class::Bss) {
+            found.extend(arena_heaps(input.memory, region.range));
+        }
+    }
+    let found = joined(found);
+    let mut words = Words::new(input.memory);
+    let mut more: Vec<Range> = Vec::new();
+    let (mut in_found, mut in_known) = (Cursor::new(&found), Cursor::new(input.known));
+    for block in input.blocks {
+        let own = own_range(block);
+        let covers = |range: &Range| range.contains(block.addr) && own.end <= range.end;
+        if in_found.reach(block.addr).is_some_and(covers)
+            || in_known.reach(block.addr).is_some_and(covers)
+            || more.last().is_some_and(covers)
+        {
+            continue;
+        }
+        if let Some(range) = glibc::mapped_chunk(&mut words, block.addr.0, block.size) {
+            more.push(range);
+        } else if let Some(region) = foreign_heap(input, map, block.addr) {
+            more.push(region);
+        } else {
+            match more.last_mut() {
+                Some(last) if own.start >= last.end && own.start.0 - last.end.0 <= HEADER => {
+                    last.end = own.end;
+                }
+                _ => more.push(own),
+            }
+        }
+    }
+    more.extend(found);
+    joined(more)
+}
+
+/// Walks joined ranges along with ascending addresses.
+struct Cursor<'a> {
+    ranges: &'a [Range],
+}
+
+impl<'a> Cursor<'a> {
+    fn new(ranges: &'a [Range]) -> Cursor<'a> {
+        Cursor { ranges }
+    }
+
+    /// The first range that ends behind `at`.
+    fn reach(&mut self, at: Addr) -> Option<&'a Range> {
+        while let Some((first, rest)) = self.ranges.split_first() {
+            if first.end > at {
+                return Some(first);
+            }
+            self.ranges = rest;
+        }
+        None
+    }
+}
+
+/// The bytes of a block; one for an empty block.
+pub(super) fn own_range(block: &LiveBlock) -> Range {
+    Range::new(block.addr.0, block.addr.0.saturating_add(block.size.max(1)))
+}
+
+/// malloc's part of `[heap]`: from its first chunk to the end. What lies
+/// before (a static executable's TLS, the program's own sbrk memory) stays.
+///
+/// The first chunk is where the chunks from the beginning of `[heap]`, or
+/// from something that looks like the first thread's cache, lead exactly to
+/// the lowest recorded block (without one: to the end). Failing that, the
+/// page of the lowest block's header.
+fn brk_heap(input: &HeapInput<'_>) -> Vec<Range> {
+    let parts: Vec<Range> = input
+        .regions
+        .iter()
+        .filter(|r| r.class == Class::Heap)
+        .map(|r| r.range)
+        .collect();
+    let mut words = Words::new(input.memory);
+    joined(parts)
+        .into_iter()
+        .filter_map(|heap| {
+            let lowest = input.blocks.partition_point(|b| b.addr < heap.start);
+            let lowest = input
+                .blocks
+                .get(lowest)
+                .filter(|b| heap.contains(b.addr))
+                .map(|b| b.addr.0.saturating_sub(16).max(heap.start.0));
+            let goal = lowest.unwrap_or(heap.end.0);
+            let start = first_chunk(&mut words, heap.start.0, goal)
+                .or(lowest.map(|chunk| (chunk & !4095).max(heap.start.0)))?;
+            Some(Range::new(start, heap.end.0))
+        })
+        .collect()
+}
+
+fn first_chunk(words: &mut Words<'_>, start: u64, goal: u64) -> Option<u64> {
+    let aligned = start.checked_next_multiple_of(16)?;
+    if glibc::chunks_lead(words, aligned, goal) {
+        return Some(aligned);
+    }
+    let mut tries = 0;
+    let mut at = aligned;
+    while at < goal.min(aligned.saturating_add(HEAD)) && tries < TRIES {
+        if words.at(at + 8).is_some_and(|w| CACHE_CHUNKS.contains(&w)) {
+            tries += 1;
+            if glibc::chunks_lead(words, at, goal) {
+                return Some(at);
+            }
+        }
+        at += 16;
+    }
+    None
+}
+
+fn arena_heaps(memory: &dyn MemoryReader, range: Range) -> Vec<Range> {
+    let mut found = Vec::new();
+    let mut at = range.start.0.checked_next_multiple_of(glibc::ARENA_HEAP);
+    while let Some(start) = at.filter(|start| *start < range.end.0) {
+        found.extend(glibc::arena_heap(memory, start));
+        at = start.checked_add(glibc::ARENA_HEAP);
+    }
+    found
+}
+
+/// A whole anonymous mapping, for a block of an allocator that we do not
+/// know, unless something else visibly lives there.
+fn foreign_heap(input: &HeapInput<'_>, map: &MemoryMap, block: Addr) -> Option<Range> {
+    let region = map.find(block)?;
+    let classified = input.regions.iter().find(|r| r.range == region.range)?;
+    let free = classified.class == Class::Anonymous
+        && !input.inhabited.iter().any(|at| region.range.contains(*at));
+    free.then_some(region.range)
+}
