@@ -1,0 +1,179 @@
+//! What the verdict depends on, out of one report or summed over several.
+
+use leakscope_model::{
+    Consistency, ErrorCode, KindTotals, LossKind, LossSummary, ProcessReport, VerdictStatus,
+};
+use std::cmp::Reverse;
+
+/// Wrong frees, by code.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Problems {
+    pub(super) double_frees: u64,
+    pub(super) invalid_frees: u64,
+    pub(super) mismatched_frees: u64,
+    pub(super) open_descriptors: u64,
+}
+
+#[derive(Clone, Debug, Default)]
+pub(super) struct Facts {
+    pub(super) loss: LossSummary,
+    pub(super) live: KindTotals,
+    pub(super) allocations: u64,
+    pub(super) lost_mappings: KindTotals,
+    pub(super) maybe_lost_mappings: KindTotals,
+    pub(super) problems: Problems,
+    pub(super) dropped: u64,
+    pub(super) unreadable: u64,
+    pub(super) sampled_every: Option<u64>,
+    /// The weakest; `None` for a sum over nothing.
+    pub(super) consistency: Option<Consistency>,
+    pub(super) reachability: bool,
+}
+
+impl Facts {
+    pub(super) fn of(process: &ProcessReport) -> Facts {
+        let coverage = &process.coverage;
+        let mapped = |kind| {
+            let mut sum = KindTotals::default();
+            for m in process.mappings.iter().filter(|m| m.kind == kind) {
+                plus(
+                    &mut sum,
+                    KindTotals {
+                        bytes: m.bytes,
+                        blocks: m.count,
+                    },
+                );
+            }
+            sum
+        };
+        let errors = |code| {
+            let mine = process.errors.iter().filter(|e| e.code == code);
+            mine.fold(0, |sum: u64, e| sum.saturating_add(e.count))
+        };
+        Facts {
+            loss: process.loss,
+            live: KindTotals {
+                bytes: process.heap.live_bytes,
+                blocks: process.heap.live_blocks,
+            },
+            allocations: process.heap.allocations,
+            lost_mappings: mapped(LossKind::Definite),
+            maybe_lost_mappings: mapped(LossKind::Possible),
+            problems: Problems {
+                double_frees: errors(ErrorCode::DoubleFree),
+                invalid_frees: errors(ErrorCode::InvalidFree),
+                mismatched_frees: errors(ErrorCode::MismatchedFree),
+                open_descriptors: errors(ErrorCode::FdLeak),
+            },
+            dropped: coverage.dropped_events,
+            unreadable: coverage.unreadable_bytes,
+            sampled_every: coverage.sampled_every_bytes,
+            consistency: Some(coverage.consistency),
+            reachability: coverage.reachability,
+        }
+    }
+
+    pub(super) fn status(&self) -> VerdictStatus {
+        let lost = [
+            self.loss.definite,
+            self.loss.possible,
+            self.lost_mappings,
+            self.maybe_lost_mappings,
+        ];
+        if lost.iter().any(|totals| totals.blocks > 0) {
+            return VerdictStatus::Leaking;
+        }
+        // With every block freed nothing can be lost, examined or not; but
+        // then something must have been recorded at all.
+        let nothing_live = self.live.blocks == 0 && self.allocations > 0;
+        if self.dropped > 0 || !(self.reachability || nothing_live) {
+            return VerdictStatus::Inconclusive;
+        }
+        VerdictStatus::Clean
+    }
+
+    /// Sorts the process that lost most first.
+    pub(super) fn least_lost(&self) -> impl Ord + use<> {
+        let sure = [
+            self.loss.definite.bytes,
+            self.loss.indirect.bytes,
+            self.lost_mappings.bytes,
+        ];
+        let maybe = [self.loss.possible.bytes, self.maybe_lost_mappings.bytes];
+        let sum = |of: &[u64]| of.iter().fold(0, |sum: u64, n| sum.saturating_add(*n));
+        (
+            Reverse(
+                self.loss
+                    .definite
+                    .blocks
+                    .saturating_add(self.lost_mappings.blocks)
+                    > 0,
+            ),
+            Reverse(sum(&sure)),
+            Reverse(sum(&maybe)),
+            Reverse(self.live.bytes),
+        )
+    }
+
+    /// Adds another process.
+    pub(super) fn add(&mut self, other: &Facts) {
+        let LossSummary {
+            definite,
+            indirect,
+            possible,
+            reachable,
+            suppressed,
+        } = &mut self.loss;
+        plus(definite, other.loss.definite);
+        plus(indirect, other.loss.indirect);
+        plus(possible, other.loss.possible);
+        plus(reachable, other.loss.reachable);
+        plus(suppressed, other.loss.suppressed);
+        plus(&mut self.live, other.live);
+        plus(&mut self.lost_mappings, other.lost_mappings);
+        plus(&mut self.maybe_lost_mappings, other.maybe_lost_mappings);
+        let mine = &mut self.problems;
+        for (sum, more) in [
+            (&mut self.allocations, other.allocations),
+            (&mut self.dropped, other.dropped),
+            (&mut self.unreadable, other.unreadable),
+            (&mut mine.double_frees, other.problems.double_frees),
+            (&mut mine.invalid_frees, other.problems.invalid_frees),
+            (&mut mine.mismatched_frees, other.problems.mismatched_frees),
+            (&mut mine.open_descriptors, other.problems.open_descriptors),
+        ] {
+            *sum = sum.saturating_add(more);
+        }
+        self.sampled_every = self.sampled_every.max(other.sampled_every);
+        let first = self.consistency.is_none();
+        let weaker = |c: &Option<Consistency>| c.map_or(0, weakness);
+        if weaker(&other.consistency) > weaker(&self.consistency) {
+            self.consistency = other.consistency;
+        }
+        self.reachability = other.reachability && (first || self.reachability);
+    }
+
+    /// These facts with the wrong frees and descriptors of `all`.
+    pub(super) fn with_problems_of(&self, all: &Facts) -> Facts {
+        Facts {
+            problems: all.problems,
+            ..self.clone()
+        }
+    }
+}
+
+/// What says less about the moment of the check has the higher number; all
+/// are above zero.
+fn weakness(consistency: Consistency) -> u8 {
+    match consistency {
+        Consistency::Stopped => 1,
+        Consistency::Forked => 2,
+        Consistency::Racing => 3,
+        Consistency::Dead => 4,
+    }
+}
+
+pub(super) fn plus(sum: &mut KindTotals, more: KindTotals) {
+    sum.bytes = sum.bytes.saturating_add(more.bytes);
+    sum.blocks = sum.blocks.saturating_add(more.blocks);
+}
