@@ -22,6 +22,7 @@ fn main() -> std::io::Result<()> {
             Kinds::default()
         },
         roots: vec![samples::ROOT.to_owned()],
+        own_frame: samples::own_frame,
         ..Options::default()
     };
     let sink = sink_named(if has("json") { "json" } else { "text" });

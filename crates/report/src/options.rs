@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use leakscope_model::{Leak, LossKind, ProcessReport};
+use leakscope_model::{Frame, Leak, LossKind, ProcessReport};
 
 /// A set of loss kinds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,7 +110,7 @@ impl FromStr for Kinds {
 
 /// How a report is shown. JSON always carries everything, so of these only
 /// the text obeys all.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Options {
     /// Kinds of which records are shown. Where reachability could not be
     /// judged, live blocks are shown whatever it says.
@@ -130,6 +130,9 @@ pub struct Options {
     pub free_sites: bool,
     /// Only the verdict.
     pub quiet: bool,
+    /// Chooses the frame of a stack that a person should look at: judging
+    /// that is not a view's business, and the verdict must choose the same.
+    pub own_frame: fn(&[Frame]) -> Option<&Frame>,
     /// Directories whose files are shown by their relative path: the current
     /// directory and source roots.
     pub roots: Vec<String>,
@@ -146,9 +149,15 @@ impl Default for Options {
             fds: false,
             free_sites: true,
             quiet: false,
+            own_frame: innermost_named,
             roots: Vec::new(),
         }
     }
+}
+
+fn innermost_named(stack: &[Frame]) -> Option<&Frame> {
+    let named = stack.iter().find(|f| f.function.is_some());
+    named.or_else(|| stack.iter().find(|f| !f.cut))
 }
 
 /// The loss records of `process` that `options` ask for, in the report's

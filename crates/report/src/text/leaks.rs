@@ -164,7 +164,7 @@ fn freed_by(page: &mut Page<'_>, leak: &Leak, options: &Options) -> io::Result<(
         .fold(0u64, |sum, s| sum.saturating_add(s.count));
     let all = leak.lifetime.map_or(sum, |l| l.samples.max(sum));
     for (i, site) in leak.free_sites.iter().take(FREE_SITES).enumerate() {
-        let by = match stack::telling(&site.stack, options) {
+        let by = match (options.own_frame)(&site.stack) {
             Some(frame) => stack::describe(frame, options, page.room(6)),
             None => "(no call stack)".to_owned(),
         };

@@ -78,7 +78,7 @@ fn wrong_free(error: &ErrorRecord, options: &Options) -> String {
 }
 
 fn lost(leak: &Leak, options: &Options) -> String {
-    let Some(frame) = stack::telling(&leak.stack, options) else {
+    let Some(frame) = (options.own_frame)(&leak.stack) else {
         return "no call stack was recorded for the largest loss; see the notices".to_owned();
     };
     let at = stack::describe(frame, options, None);
@@ -126,7 +126,7 @@ fn hides_loss(process: &ProcessReport) -> bool {
 }
 
 fn place(frames: &[Frame], options: &Options) -> String {
-    match stack::telling(frames, options) {
+    match (options.own_frame)(frames) {
         Some(frame) => stack::describe(frame, options, None),
         None => "the place shown above".to_owned(),
     }

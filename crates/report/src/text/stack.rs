@@ -25,7 +25,7 @@ pub(super) fn write(
     if stack.is_empty() {
         return page.line(&format!("{margin}(no call stack)"));
     }
-    let telling = telling(stack, options);
+    let telling = (options.own_frame)(stack);
     let stack = down_to_main(stack);
     let runs: Vec<&[Frame]> = stack.chunk_by(|a, b| a == b && !a.cut).collect();
     let middle = if runs.len() > MOST_LINES {
@@ -122,59 +122,6 @@ pub(super) fn describe(frame: &Frame, options: &Options, room: Option<usize>) ->
             }
         }
     }
-}
-
-/// The frame that a person should look at: the innermost one of the program's
-/// own code, and not a library's way of asking for memory.
-pub(super) fn telling<'a>(stack: &'a [Frame], options: &Options) -> Option<&'a Frame> {
-    let own = |f: &&Frame| {
-        f.file
-            .as_deref()
-            .is_some_and(|file| relative(file, &options.roots).len() < file.len())
-    };
-    stack
-        .iter()
-        .filter(|f| !is_plumbing(f))
-        .find(own)
-        .or_else(|| stack.iter().find(|f| f.file.is_some() && !is_plumbing(f)))
-        .or_else(|| {
-            stack
-                .iter()
-                .find(|f| f.function.is_some() && !is_plumbing(f))
-        })
-        .or_else(|| stack.iter().find(|f| !f.cut))
-}
-
-/// True for code of the languages' own libraries that allocates on behalf of
-/// its caller.
-fn is_plumbing(frame: &Frame) -> bool {
-    const NAMES: &[&str] = &[
-        "std::",
-        "__gnu_cxx::",
-        "operator new",
-        "alloc::",
-        "core::",
-        "hashbrown::",
-        "__rust_",
-        "__rdl_",
-        "__GI_",
-        "__libc_",
-    ];
-    const FILES: &[&str] = &[
-        "/usr/include/",
-        "/rustc/",
-        "/library/std/",
-        "/library/alloc/",
-    ];
-    let name = frame.function.as_deref().unwrap_or("");
-    let name = name.strip_prefix("void ").unwrap_or(name);
-    let name = name.trim_start_matches(['<', '&']);
-    frame.cut
-        || NAMES.iter().any(|p| name.starts_with(p))
-        || frame
-            .file
-            .as_deref()
-            .is_some_and(|file| FILES.iter().any(|p| file.contains(p)))
 }
 
 /// `file` without the root it lies below (the longest that fits).
@@ -332,26 +279,5 @@ mod tests {
         assert_eq!(names(&rust), ["app::main"]);
         assert_eq!(names(&rust[2..]).len(), 3);
         assert!(names(&[]).is_empty());
-    }
-
-    #[test]
-    fn the_telling_frame_is_the_programs_own() {
-        let stack = [
-            frame("operator new(unsigned long)", "new_op.cc", 50),
-            frame(
-                "std::allocator<int>::allocate",
-                "/usr/include/c++/12/x.h",
-                9,
-            ),
-            frame("library_helper", "/build/lib/helper.c", 3),
-            frame("parse", "/src/app/parse.cpp", 31),
-            frame("main", "/src/app/main.cpp", 7),
-        ];
-        let mut options = Options::default();
-        let name = |o: &Options| telling(&stack, o).and_then(|f| f.function.as_deref());
-        assert_eq!(name(&options), Some("library_helper"));
-        options.roots = vec!["/src/app".to_owned()];
-        assert_eq!(name(&options), Some("parse"));
-        assert!(telling(&[], &options).is_none());
     }
 }

@@ -30,6 +30,7 @@ fn render(format: &str, report: &Report, options: &Options) -> String {
 fn options() -> Options {
     Options {
         roots: vec![samples::ROOT.to_owned()],
+        own_frame: samples::own_frame,
         ..Options::default()
     }
 }
