@@ -151,9 +151,8 @@ mod tests {
             assert_eq!(got.as_deref(), want, "{path}");
             let fd = openat(CWD, &root, OFlags::PATH, Mode::empty()).unwrap();
             let by_hand = below(&fd, Path::new(path), OFlags::RDONLY);
-            let got = by_hand
-                .map_err(io::Error::from)
-                .and_then(|fd| text(Ok(File::from(fd))).ok_or(io::ErrorKind::Other.into()));
+            let got =
+                by_hand.and_then(|fd| text(Ok(File::from(fd))).ok_or(io::ErrorKind::Other.into()));
             assert_eq!(got.ok().as_deref(), want, "{path} by hand");
         }
     }

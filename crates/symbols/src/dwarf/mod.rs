@@ -68,6 +68,8 @@ pub(crate) struct Debug {
     supplement: Option<DebugSections>,
     package: Option<DebugSections>,
     split: HashMap<u64, Option<DebugSections>>,
+    /// Row of a split unit in the package's index.
+    packed: HashMap<u64, Option<u32>>,
     index: Option<Index>,
     supplement_units: Vec<DebugInfoOffset>,
     tables: Tables,
@@ -102,6 +104,7 @@ impl Debug {
             supplement,
             package,
             split: HashMap::new(),
+            packed: HashMap::new(),
             index: None,
             supplement_units: Vec::new(),
             tables: Tables::default(),
@@ -174,6 +177,7 @@ impl Debug {
             supplement,
             package,
             split,
+            packed,
             index: Some(index),
             supplement_units,
             tables,
@@ -196,7 +200,23 @@ impl Debug {
         let package = package.as_ref().and_then(|p| p.package().ok());
         let mut split_dwarf = None;
         if let Some(id) = skeleton.unit.dwo_id {
-            let packed = package.as_ref().and_then(|p| p.find_cu(id, &main).ok()?);
+            let row = match packed.get(&id.0) {
+                Some(row) => *row,
+                None => {
+                    let row = package.as_ref().and_then(|p| p.cu_index.find(id.0));
+                    // A full index may have to be searched to its end.
+                    work.charge(
+                        package
+                            .as_ref()
+                            .map_or(0, |p| p.cu_index.unit_count().into()),
+                    )?;
+                    packed.insert(id.0, row);
+                    row
+                }
+            };
+            let packed = package
+                .as_ref()
+                .and_then(|p| p.cu_sections(row?, &main).ok());
             if packed.is_none() && !split.contains_key(&id.0) && split.len() < MAX_SPLIT_FILES {
                 let request = SplitRequest {
                     name: skeleton.dwo_name.map_or(&[], |n| n.slice()),

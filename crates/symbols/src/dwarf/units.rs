@@ -54,8 +54,9 @@ impl AbbrevCache {
         }
         let section = dwarf.debug_abbrev.reader().slice();
         let len = table_len(section.get(key.1..).unwrap_or_default());
-        // Before it is decoded: tables of different units may overlap.
-        work.charge(len as u64)?;
+        // Before it is decoded, which is slow: tables of different units may
+        // overlap.
+        work.charge(len as u64 * 4)?;
         let table = Arc::new(header.abbreviations(&dwarf.debug_abbrev)?);
         if self.bytes + len > MAX_ABBREV_BYTES {
             self.tables.clear();
@@ -181,7 +182,7 @@ pub(super) fn open<'a>(
                 }
             }
             gimli::DW_AT_low_pc => {
-                if let Ok(Some(pc)) = dwarf.attr_address(&unit, value.clone()) {
+                if let Ok(Some(pc)) = dwarf.attr_address(&unit, value) {
                     unit.low_pc = pc;
                 }
                 low = Some(value);
@@ -246,7 +247,7 @@ impl<'a> RangeAttributes<'a> {
                 f(begin, end);
             }
         };
-        if let Some(ranges) = self.ranges.clone()
+        if let Some(ranges) = self.ranges
             && let Some(mut list) = dwarf.attr_ranges(unit, ranges)?
         {
             while let Some(range) = list.next()? {
@@ -255,13 +256,13 @@ impl<'a> RangeAttributes<'a> {
             }
             return Ok(true);
         }
-        let Some(low) = self.low.clone() else {
+        let Some(low) = self.low else {
             return Ok(false);
         };
         let Some(low) = dwarf.attr_address(unit, low)? else {
             return Ok(false);
         };
-        let high = match self.high.clone() {
+        let high = match self.high {
             Some(AttributeValue::Udata(size)) => low.checked_add(size),
             Some(value) => dwarf.attr_address(unit, value)?,
             None => None,
@@ -276,9 +277,9 @@ impl<'a> Open<'a> {
     /// The unit's own ranges.
     pub(super) fn ranges(&self) -> RangeAttributes<'a> {
         RangeAttributes {
-            low: self.low.clone(),
-            high: self.high.clone(),
-            ranges: self.ranges.clone(),
+            low: self.low,
+            high: self.high,
+            ranges: self.ranges,
         }
     }
 }
