@@ -11,6 +11,7 @@ use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// Longest small file (everything but the map and the arguments), bytes.
@@ -168,14 +169,15 @@ impl Process {
         link(&self.file("exe"))
     }
 
-    /// User that owns its directory. The kernel gives it to root when the
-    /// process is not dumpable, whoever runs it.
+    /// User that owns its files. The kernel gives them to root when the
+    /// process is not dumpable, whoever runs it (the directory itself always
+    /// belongs to the process's user).
     ///
     /// # Errors
     /// Gone, Denied or Io.
-    pub fn directory_owner(&self) -> Result<u32, ProcError> {
-        use std::os::unix::fs::MetadataExt;
-        let meta = fs::metadata(&self.dir).map_err(|e| ProcError::io(&self.dir, e))?;
+    pub fn file_owner(&self) -> Result<u32, ProcError> {
+        let path = self.file("status");
+        let meta = fs::metadata(&path).map_err(|e| ProcError::io(&path, e))?;
         Ok(meta.uid())
     }
 

@@ -1,0 +1,168 @@
+//! A process whose threads are all stopped.
+
+use crate::error::StopError;
+use crate::gather::Gathering;
+use crate::memory::LiveMemory;
+use leakscope_model::ThreadState;
+use std::io;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant};
+
+/// Stops every thread of `pid` and takes their registers and the map.
+///
+/// The process may be our child or not. Threads that cannot be stopped
+/// within a bounded time (waiting for a `vfork` child, or for a disk) are
+/// left alone and listed in [`Stopped::skipped`].
+///
+/// # Errors
+/// Gone, NotPermitted, TimedOut or Io; the process then runs on.
+pub fn stop(pid: u32) -> Result<Stopped, StopError> {
+    // ptrace belongs to a thread, not to a process: requests and the detach
+    // must come from the thread that seized, and what cannot be detached (a
+    // thread that never reached its stop) the kernel lets go only when that
+    // thread ends. So the stop gets a thread of its own, which ends with it.
+    let (report, picture) = channel();
+    let (release, released) = channel();
+    let tracer = Builder::new()
+        .name("leakscope-stop".to_owned())
+        .spawn(move || trace(pid, &report, &released))
+        .map_err(|e| StopError::Io(format!("start a thread to stop process {pid}"), e))?;
+    let tracer = Tracer {
+        release: Some(release),
+        thread: Some(tracer),
+    };
+    match picture.recv() {
+        Ok(Ok(picture)) => Ok(Stopped { picture, tracer }),
+        Ok(Err(error)) => Err(error),
+        Err(_) => Err(StopError::Io(
+            format!("stop process {pid}"),
+            io::Error::other("the stopping thread ended early"),
+        )),
+    }
+}
+
+/// What the tracing thread hands over while everything is stopped.
+struct Picture {
+    began: Instant,
+    threads: Vec<ThreadState>,
+    skipped: Vec<u32>,
+    memory: LiveMemory,
+}
+
+/// The body of the tracing thread; returns the pause.
+fn trace(
+    pid: u32,
+    report: &Sender<Result<Picture, StopError>>,
+    released: &Receiver<()>,
+) -> Duration {
+    let mut gathering = Gathering::new(pid);
+    let picture = gathering.stop_all().and_then(|threads| {
+        Ok(Picture {
+            began: gathering.began(),
+            threads,
+            skipped: gathering.skipped(),
+            memory: LiveMemory::open(pid)?,
+        })
+    });
+    let stopped = picture.is_ok();
+    // Detach before an error is told: a caller that sees one may rely on the
+    // process running.
+    let pause = if stopped {
+        None
+    } else {
+        Some(gathering.release())
+    };
+    let heard = report.send(picture).is_ok();
+    if stopped && heard {
+        // A message or a dropped sender: both mean "let go".
+        let _ = released.recv();
+    }
+    pause.unwrap_or_else(|| gathering.release())
+}
+
+/// The tracing thread and the way to end it.
+#[derive(Debug)]
+struct Tracer {
+    release: Option<Sender<()>>,
+    thread: Option<JoinHandle<Duration>>,
+}
+
+impl Tracer {
+    fn end(&mut self) -> Option<Duration> {
+        drop(self.release.take());
+        self.thread.take()?.join().ok()
+    }
+}
+
+impl Drop for Tracer {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// A stopped process. Dropping it lets the process go on, as does the end of
+/// our own process by whatever cause.
+#[must_use = "dropping it lets the process go on"]
+pub struct Stopped {
+    picture: Picture,
+    tracer: Tracer,
+}
+
+impl Stopped {
+    /// Its memory, with the map as it is while stopped.
+    pub fn memory(&self) -> &LiveMemory {
+        &self.picture.memory
+    }
+
+    /// Its threads, in ascending order of id. Of those in
+    /// [`skipped`](Stopped::skipped) only what the kernel tells about a
+    /// blocked thread is known: stack pointer and the call's arguments.
+    pub fn threads(&self) -> &[ThreadState] {
+        &self.picture.threads
+    }
+
+    /// Ids of threads that could not be stopped, and may run at any moment.
+    pub fn skipped(&self) -> &[u32] {
+        &self.picture.skipped
+    }
+
+    /// How long the process has been stopped by now.
+    pub fn pause_so_far(&self) -> Duration {
+        self.picture.began.elapsed()
+    }
+
+    /// Lets the process go on; returns how long it was stopped, from the
+    /// first request to stop until the last thread was let go.
+    pub fn release(self) -> Duration {
+        let Stopped {
+            picture,
+            mut tracer,
+        } = self;
+        let pause = tracer.end();
+        pause.unwrap_or_else(|| picture.began.elapsed())
+    }
+
+    /// The same, keeping the memory to read on while the process runs.
+    pub fn release_keeping_memory(self) -> (Duration, LiveMemory) {
+        let Stopped {
+            picture,
+            mut tracer,
+        } = self;
+        let pause = tracer.end();
+        (
+            pause.unwrap_or_else(|| picture.began.elapsed()),
+            picture.memory,
+        )
+    }
+}
+
+impl std::fmt::Debug for Stopped {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Stopped")
+            .field("pid", &self.picture.memory.pid())
+            .field("threads", &self.picture.threads.len())
+            .field("skipped", &self.picture.skipped)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,31 @@
+//! System calls, each as a function that is safe to call.
+//!
+//! The only place of this crate with `unsafe`. Nothing here decides
+//! anything: numbers in, numbers or an `io::Error` out.
+#![allow(unsafe_code)]
+
+pub(crate) mod ptrace;
+pub(crate) mod vm;
+pub(crate) mod wait;
+
+use std::io;
+
+/// Process and thread ids as the kernel's calls take them.
+fn id(pid: u32) -> io::Result<libc::pid_t> {
+    libc::pid_t::try_from(pid)
+        .ok()
+        .filter(|&pid| pid > 0)
+        .ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))
+}
+
+/// The calling thread's id.
+pub(crate) fn own_tid() -> u32 {
+    // SAFETY: takes nothing and cannot fail.
+    let tid = unsafe { libc::gettid() };
+    tid.unsigned_abs()
+}
+
+/// True when the error is "no such process".
+pub(crate) fn is_gone(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::ESRCH)
+}
