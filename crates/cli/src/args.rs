@@ -1,0 +1,221 @@
+//! The command line, typed. What it means is decided in `commands`.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+use leakscope_analysis::mark::Heuristics;
+use leakscope_analysis::records::Resolution;
+use leakscope_analysis::verdict::FailOn;
+use leakscope_report::Kinds;
+
+use crate::size;
+
+/// Says whether a program leaks memory, how much, and which code allocated it
+#[derive(Debug, Parser)]
+#[command(name = "leakscope", version, args_override_self = true)]
+#[command(after_help = "'leakscope run -- ./program' is where to begin.")]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a program and report every leak when it ends
+    #[command(long_about = RUN_ABOUT, after_long_help = RUN_AFTER, args_override_self = true)]
+    #[command(override_usage = "leakscope run [OPTIONS] [--] CMD [ARGS]...")]
+    Run(Box<Run>),
+    /// Print a completion script for a shell
+    #[command(hide = true)]
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page
+    #[command(hide = true)]
+    Man,
+}
+
+const RUN_ABOUT: &str = "\
+Run a program and report every leak when it ends
+
+The program runs unmodified: same output, same exit status, same signals. The report goes to \
+stderr when it has ended.";
+
+const RUN_AFTER: &str = "\
+Exit status:
+  the program's own (128+N for signal N), unless
+  23   something that --fail-on names was found (--error-exitcode changes it)
+  125  leakscope itself failed
+  126  the program could not be executed
+  127  the program was not found
+
+Environment:
+  LEAKSCOPE_OPTIONS  options of 'run', split as a shell would; the command line wins
+  DEBUGINFOD_URLS    servers to ask for debug symbols that this machine lacks
+  NO_COLOR           no colours, even on a terminal
+
+Examples:
+  leakscope run -- ./server --port 8080
+  leakscope run --fail-on definite -o leaks.json -- make test
+  leakscope run --sample 512K -- ./production-job";
+
+#[derive(Debug, Args)]
+pub struct Run {
+    #[command(flatten)]
+    pub options: RunOptions,
+
+    /// The program and its arguments
+    #[arg(required = true, num_args = 1.., value_name = "CMD", trailing_var_arg = true)]
+    #[arg(value_hint = ValueHint::CommandWithArguments)]
+    pub argv: Vec<OsString>,
+}
+
+/// The options alone, as `LEAKSCOPE_OPTIONS` may hold them.
+#[derive(Debug, Parser)]
+#[command(
+    name = "LEAKSCOPE_OPTIONS",
+    no_binary_name = true,
+    args_override_self = true
+)]
+#[command(disable_help_flag = true)]
+pub struct EnvironmentOptions {
+    #[command(flatten)]
+    pub options: RunOptions,
+}
+
+/// Every option of `run`.
+#[derive(Debug, Args)]
+pub struct RunOptions {
+    /// Exit with status 23 when something of these kinds is found: leak
+    /// (definite, possible or mapping), definite, indirect, possible,
+    /// reachable, mapping, errors (double-free, invalid-free,
+    /// mismatched-free), fd-leak or all, separated by commas
+    #[arg(long, value_name = "KINDS", help_heading = RESULT)]
+    pub fail_on: Option<FailOn>,
+
+    /// The exit status of --fail-on
+    #[arg(long, value_name = "N", default_value_t = crate::failure::FOUND)]
+    #[arg(value_parser = clap::value_parser!(u8).range(1..), help_heading = RESULT)]
+    pub error_exitcode: u8,
+
+    /// Also write the report to a file; its name decides the format (.json,
+    /// .txt), FORMAT=PATH forces one, - is stdout. May be repeated
+    #[arg(short, long, value_name = "PATH", help_heading = RESULT, value_hint = ValueHint::FilePath)]
+    pub output: Vec<OsString>,
+
+    /// What stderr gets
+    #[arg(long, value_name = "FORMAT", default_value = "text", help_heading = RESULT)]
+    pub format: Format,
+
+    /// Say the verdict only, one line
+    #[arg(short, long, help_heading = RESULT)]
+    pub quiet: bool,
+
+    /// Loss kinds whose records are shown: definite, indirect, possible,
+    /// reachable, all or none, separated by commas
+    #[arg(long, value_name = "KINDS", default_value = "definite,possible", help_heading = SHOW)]
+    pub show: Kinds,
+
+    /// Show the N largest records of each process; 0 shows all
+    #[arg(long, value_name = "N", default_value_t = 25, help_heading = SHOW)]
+    pub top: usize,
+
+    /// Leave out records with fewer bytes, indirect ones included
+    #[arg(long, value_name = "BYTES", default_value = "0", value_parser = size::parse, help_heading = SHOW)]
+    pub min_bytes: u64,
+
+    /// Show where descriptors were opened that were never closed
+    #[arg(long, help_heading = SHOW)]
+    pub fds: bool,
+
+    /// How much of two stacks must be equal to merge their blocks: low (2
+    /// frames), med (4) or high (all)
+    #[arg(long, value_name = "LEVEL", default_value = "high", help_heading = SHOW)]
+    pub leak_resolution: Resolution,
+
+    /// Hide leaks that this file names (valgrind's or LeakSanitizer's
+    /// syntax). May be repeated
+    #[arg(long, value_name = "FILE", help_heading = SHOW, value_hint = ValueHint::FilePath)]
+    pub suppressions: Vec<PathBuf>,
+
+    /// Do not hide the known harmless blocks of the system's libraries
+    #[arg(long, help_heading = SHOW)]
+    pub no_builtin_suppressions: bool,
+
+    /// Print a ready suppression for each record shown
+    #[arg(long, help_heading = SHOW)]
+    pub gen_suppressions: bool,
+
+    /// Which processes are recorded
+    #[arg(long, value_name = "WHICH", default_value = "children", help_heading = RECORD)]
+    pub follow: Follow,
+
+    /// Judge an image too when exec is about to replace it
+    #[arg(long, help_heading = RECORD)]
+    pub at_exec: bool,
+
+    /// Record about one allocation in so many bytes and estimate the rest;
+    /// 512K costs next to nothing
+    #[arg(long, value_name = "BYTES", value_parser = size::parse_positive, help_heading = RECORD)]
+    pub sample: Option<u64>,
+
+    /// Frames kept of each call stack, innermost first
+    #[arg(long, value_name = "N", default_value_t = 128, help_heading = RECORD)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub max_depth: u32,
+
+    /// Smallest mapping (mmap) that is tracked
+    #[arg(long, value_name = "BYTES", default_value = "64K", value_parser = size::parse, help_heading = RECORD)]
+    pub mmap_min: u64,
+
+    /// Track no mappings
+    #[arg(long, help_heading = RECORD)]
+    pub no_mmap: bool,
+
+    /// Do not sample where blocks are freed
+    #[arg(long, help_heading = RECORD)]
+    pub no_free_sites: bool,
+
+    /// Interior pointers that hold a block like a pointer to its start:
+    /// multipleinheritance, newarray, length64, stdstring, rust-rc,
+    /// hashbrown, all or none, separated by commas
+    #[arg(long, value_name = "LIST", default_value = "all", help_heading = RECORD)]
+    pub interior_heuristics: Heuristics,
+
+    /// Show module+offset instead of names
+    #[arg(long, help_heading = SYMBOLS)]
+    pub no_symbols: bool,
+
+    /// Look here for separate debug files first. May be repeated
+    #[arg(long, value_name = "DIR", help_heading = SYMBOLS, value_hint = ValueHint::DirPath)]
+    pub debug_dir: Vec<PathBuf>,
+
+    /// Show source files as found below this directory
+    #[arg(long, value_name = "DIR", help_heading = SYMBOLS, value_hint = ValueHint::DirPath)]
+    pub source_root: Option<PathBuf>,
+}
+
+const RESULT: &str = "Result";
+const SHOW: &str = "What is shown";
+const RECORD: &str = "What is recorded";
+const SYMBOLS: &str = "Names and lines";
+
+/// What stderr gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people
+    Text,
+    /// For programs
+    Json,
+}
+
+/// Which processes are recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Follow {
+    /// The program and everything that it starts
+    Children,
+    /// The program alone
+    None,
+}

@@ -1,0 +1,5 @@
+//! What each command means: options become a recipe's input, its outcome
+//! becomes reports and an exit status.
+
+pub mod generate;
+pub mod run;
