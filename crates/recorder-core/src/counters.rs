@@ -86,6 +86,14 @@ impl<'a> Slot<'a> {
         self.live(bytes as i64);
     }
 
+    /// Counts an allocation that is not followed: its release will not be
+    /// seen as such.
+    #[inline]
+    pub fn allocated_unsampled(&self, bytes: u64) {
+        bump(&self.row[thread::ALLOCATIONS], 1);
+        bump(&self.row[thread::BYTES], bytes);
+    }
+
     /// Counts a release of `bytes`.
     #[inline]
     pub fn freed(&self, bytes: u64) {

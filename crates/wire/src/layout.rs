@@ -102,6 +102,9 @@ pub mod word {
     /// Processes that were forked but could not be given a segment.
     pub const LOST_CHILDREN: usize = 58;
 
+    /// Futex word (low half): set to 1 by a forked child that has its copy.
+    pub const FORK_DONE: usize = 59;
+
     /// Offset and length (in the strings area) of the program's
     /// `__lsan_default_suppressions`.
     pub const LSAN_SUPPRESSIONS: usize = 60;
@@ -145,6 +148,8 @@ pub mod state {
     pub const FRESH: u32 = 0;
     /// Recording.
     pub const RUNNING: u32 = 1;
+    /// A thread prepares to ask.
+    pub const STARTING_ASK: u32 = 9;
     /// A thread waits in exit (after all handlers) for the check.
     pub const ASK_EXIT: u32 = 2;
     /// A thread waits in _exit, _Exit or quick_exit.

@@ -1,0 +1,287 @@
+//! What one thread needs: guard, pending events, its row of counters, its
+//! last stack.
+//!
+//! Cells live in private memory that the kernel wipes in a forked child
+//! (MADV_WIPEONFORK, Linux 4.14). A child made behind our back therefore
+//! finds `live == 0` and stops, instead of writing into its parent's
+//! segment.
+
+use crate::stacks::Stacks;
+use crate::{sys, x86_64};
+use core::cell::UnsafeCell;
+use core::sync::atomic::{
+    AtomicU32, AtomicUsize, Ordering::AcqRel, Ordering::Acquire, Ordering::Relaxed,
+    Ordering::Release, compiler_fence,
+};
+use leakscope_recorder_core::unwind::StackCache;
+
+/// Events that arrive while the thread is inside the recorder (a signal
+/// handler that allocates) wait here.
+pub const PENDING: usize = 24;
+
+/// A waiting event.
+#[derive(Clone, Copy)]
+pub struct Waiting {
+    /// True for an allocation.
+    pub alloc: bool,
+    /// Address.
+    pub addr: u64,
+    /// Size of an allocation.
+    pub size: u64,
+}
+
+/// The fields; only the owning thread touches them (its signal handlers see
+/// `busy` and keep to `pending`).
+pub struct Fields {
+    /// Position of the counters' row.
+    pub slot: u16,
+    /// Rounds of key destructors seen.
+    pub rounds: u8,
+    /// Depth of `__lsan_disable`.
+    pub lsan_off: u32,
+    /// Address whose release was recorded by operator delete already.
+    pub just_freed: u64,
+    /// Address and family of the latest allocation.
+    pub last_alloc: u64,
+    /// See `last_alloc`.
+    pub last_family: u8,
+    /// State of the lot.
+    pub lot: u32,
+    /// Bytes until the next sample.
+    pub sample_left: i64,
+    /// Waiting events.
+    pub pending_len: u32,
+    /// See `pending_len`.
+    pub pending: [Waiting; PENDING],
+    /// The thread's own stack.
+    pub stacks: Stacks,
+    /// The last stack.
+    pub stack: StackCache,
+}
+
+/// A thread's cell. All zero is a valid, dead cell.
+#[repr(C)]
+pub struct Cell {
+    /// 1 while usable; wiped by fork.
+    live: AtomicU32,
+    /// 1 while the thread is inside the recorder.
+    busy: AtomicU32,
+    fields: UnsafeCell<Fields>,
+}
+
+/// Value of the thread word after the thread's destructors ran.
+pub const ENDED: usize = 1;
+
+const MAX_CELLS: usize = 4096;
+const CELL_BYTES: usize = (core::mem::size_of::<Cell>() + 4095) & !4095;
+
+static BASE: AtomicUsize = AtomicUsize::new(0);
+static CAPACITY: AtomicUsize = AtomicUsize::new(0);
+/// 1 for each cell in use. Not in wiped memory: reset by `forked`.
+static USED: [AtomicU32; MAX_CELLS] = [const { AtomicU32::new(0) }; MAX_CELLS];
+
+/// Reserves address space for the cells; fewer when that is short.
+pub fn reserve() -> Option<(u64, u64)> {
+    let mut count = MAX_CELLS;
+    while count >= 16 {
+        if let Some(base) = sys::map_private(count * CELL_BYTES) {
+            if !sys::advise(base, count * CELL_BYTES, sys::MADV_WIPEONFORK) {
+                sys::unmap(base, count * CELL_BYTES);
+                return None;
+            }
+            CAPACITY.store(count, Relaxed);
+            BASE.store(base, Release);
+            return Some((base as u64, (base + count * CELL_BYTES) as u64));
+        }
+        count /= 4;
+    }
+    None
+}
+
+/// In a forked child: only this thread is left, and all cells were wiped.
+pub fn forked() {
+    for used in &USED {
+        used.store(0, Relaxed);
+    }
+    x86_64::set_thread_word(0);
+}
+
+/// The calling thread's cell, when it has a usable one.
+#[inline(always)]
+pub fn current() -> Option<&'static Cell> {
+    let word = x86_64::thread_word();
+    if word <= ENDED {
+        return None;
+    }
+    // SAFETY: the word is only ever set to a cell's address by `adopt`.
+    let cell = unsafe { &*(word as *const Cell) };
+    (cell.live.load(Relaxed) != 0).then_some(cell)
+}
+
+/// True once the thread's destructors ran, or its cell was wiped by a fork
+/// that nobody announced.
+pub fn unusable() -> bool {
+    x86_64::thread_word() != 0
+}
+
+/// Gives the calling thread a cell with `slot` as its row of counters.
+pub fn adopt(slot: u16, lot: u32) -> Option<&'static Cell> {
+    let base = BASE.load(Acquire);
+    let capacity = CAPACITY.load(Relaxed).min(MAX_CELLS);
+    if base == 0 {
+        return None;
+    }
+    for (i, used) in USED.iter().enumerate().take(capacity) {
+        if used.load(Relaxed) == 0 && used.compare_exchange(0, 1, AcqRel, Relaxed).is_ok() {
+            let at = base + i * CELL_BYTES;
+            // SAFETY: cell i lies inside the reservation and is ours alone
+            // now; all-zero and formerly used bytes are both valid.
+            let cell = unsafe { &*(at as *const Cell) };
+            // SAFETY: nobody else has this cell.
+            let f = unsafe { &mut *cell.fields.get() };
+            f.slot = slot;
+            f.rounds = 0;
+            f.lsan_off = 0;
+            f.just_freed = 0;
+            f.last_alloc = 0;
+            f.lot = lot | 1;
+            f.sample_left = 0;
+            f.pending_len = 0;
+            f.stacks = Stacks::NONE;
+            // SAFETY: all zero bytes are an empty cache, and its header is
+            // longer than this.
+            unsafe { core::ptr::write_bytes((&raw mut f.stack).cast::<u8>(), 0, 56) };
+            cell.busy.store(0, Relaxed);
+            cell.live.store(1, Release);
+            x86_64::set_thread_word(at);
+            return Some(cell);
+        }
+    }
+    None
+}
+
+impl Cell {
+    /// Gives the cell back; the thread has ended.
+    pub fn release(&self) {
+        let at: *const Cell = self;
+        let index = (at as usize).wrapping_sub(BASE.load(Relaxed)) / CELL_BYTES;
+        self.live.store(0, Relaxed);
+        x86_64::set_thread_word(ENDED);
+        if let Some(used) = USED.get(index) {
+            used.store(0, Release);
+        }
+    }
+
+    /// Enters the recorder; `None` when the thread is inside already.
+    #[inline(always)]
+    pub fn enter(&'static self) -> Option<Inside> {
+        if self.busy.load(Relaxed) != 0 {
+            return None;
+        }
+        self.busy.store(1, Relaxed);
+        compiler_fence(AcqRel);
+        Some(Inside(self))
+    }
+
+    /// Puts off an event of a thread that is inside. False when there is no
+    /// room.
+    pub fn put_off(&self, event: Waiting) -> bool {
+        let len = self.pending_len().load(Relaxed) as usize;
+        if len >= PENDING {
+            return false;
+        }
+        // SAFETY: runs in a signal handler of the owning thread, to its end;
+        // entries from `len` on are not read by the interrupted code.
+        unsafe {
+            (&raw mut (*self.fields.get()).pending)
+                .cast::<Waiting>()
+                .add(len)
+                .write_volatile(event);
+        }
+        compiler_fence(AcqRel);
+        self.pending_len().store(len as u32 + 1, Relaxed);
+        true
+    }
+
+    fn pending_len(&self) -> &AtomicU32 {
+        // SAFETY: an aligned u32; this thread and its handlers only.
+        unsafe { AtomicU32::from_ptr(&raw mut (*self.fields.get()).pending_len) }
+    }
+
+    /// Raw access to a field set by program calls (`lsan_off`).
+    pub fn lsan_depth(&self) -> &AtomicU32 {
+        // SAFETY: an aligned u32 that only this thread accesses.
+        unsafe { AtomicU32::from_ptr(&raw mut (*self.fields.get()).lsan_off) }
+    }
+}
+
+/// Proof that the thread is inside the recorder: every operation that could
+/// recurse asks for it.
+pub struct Inside(&'static Cell);
+
+impl Inside {
+    /// The thread's fields.
+    #[inline(always)]
+    pub fn fields(&mut self) -> &mut Fields {
+        // SAFETY: `busy` is 1, so no handler of this thread makes another
+        // reference, and no other thread has this cell.
+        unsafe { &mut *self.0.fields.get() }
+    }
+
+    /// Leaves; events that were put off meanwhile are handed to `each` first,
+    /// in their order.
+    #[inline(always)]
+    pub fn leave(self, each: impl FnMut(&mut Inside, Waiting)) {
+        let cell = self.0;
+        core::mem::forget(self);
+        compiler_fence(AcqRel);
+        cell.busy.store(0, Relaxed);
+        compiler_fence(AcqRel);
+        if cell.pending_len().load(Relaxed) != 0 {
+            drain(cell, each);
+        }
+    }
+}
+
+#[cold]
+fn drain(cell: &'static Cell, mut each: impl FnMut(&mut Inside, Waiting)) {
+    // A handler may add more at any moment; bounded, since each round takes
+    // at least one.
+    for _ in 0..64 {
+        let Some(mut inside) = cell.enter() else {
+            return;
+        };
+        let mut done = 0;
+        loop {
+            let len = cell.pending_len().load(Relaxed);
+            if done >= len.min(PENDING as u32) {
+                // One instruction, so no handler comes between.
+                if cell
+                    .pending_len()
+                    .compare_exchange(len, 0, Relaxed, Relaxed)
+                    .is_ok()
+                {
+                    break;
+                }
+                continue;
+            }
+            let events = (&raw const inside.fields().pending).cast::<Waiting>();
+            // SAFETY: done < PENDING; the entry was complete before the
+            // length grew.
+            let event = unsafe { events.add(done as usize).read_volatile() };
+            each(&mut inside, event);
+            done += 1;
+        }
+        drop(inside);
+        if cell.pending_len().load(Relaxed) == 0 {
+            return;
+        }
+    }
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        compiler_fence(AcqRel);
+        self.0.busy.store(0, Relaxed);
+    }
+}
