@@ -23,7 +23,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run a program and report every leak when it ends
-    #[command(long_about = RUN_ABOUT, after_long_help = RUN_AFTER, args_override_self = true)]
+    #[command(long_about = RUN_ABOUT, after_long_help = run_after(), args_override_self = true)]
     #[command(override_usage = "leakscope run [OPTIONS] [--] CMD [ARGS]...")]
     Run(Box<Run>),
     /// Print a completion script for a shell
@@ -43,23 +43,62 @@ Run a program and report every leak when it ends
 The program runs unmodified: same output, same exit status, same signals. The report goes to \
 stderr when it has ended.";
 
-const RUN_AFTER: &str = "\
-Exit status:
-  the program's own (128+N for signal N), unless
-  23   something that --fail-on names was found (--error-exitcode changes it)
-  125  leakscope itself failed
-  126  the program could not be executed
-  127  the program was not found
+/// A heading and its lines: what stands left, what it means.
+pub type Section = (&'static str, &'static [(&'static str, &'static str)]);
 
-Environment:
-  LEAKSCOPE_OPTIONS  options of 'run', split as a shell would; the command line wins
-  DEBUGINFOD_URLS    servers to ask for debug symbols that this machine lacks
-  NO_COLOR           no colours, even on a terminal
+/// What help and manual say of `run` besides its options.
+pub const RUN_SECTIONS: &[Section] = &[
+    (
+        "Exit status",
+        &[
+            (
+                "0-255",
+                "the program's own status; 128+N when signal N killed it",
+            ),
+            (
+                "23",
+                "something that --fail-on names was found (--error-exitcode)",
+            ),
+            ("125", "leakscope itself failed"),
+            ("126", "the program could not be executed"),
+            ("127", "the program was not found"),
+        ],
+    ),
+    (
+        "Environment",
+        &[
+            ("LEAKSCOPE_OPTIONS", "options of 'run'; those typed win"),
+            (
+                "DEBUGINFOD_URLS",
+                "servers to ask for debug symbols that are not here",
+            ),
+            ("NO_COLOR", "no colours, even on a terminal"),
+        ],
+    ),
+    (
+        "Examples",
+        &[
+            ("leakscope run -- ./server -p 80", "what leaks in a server"),
+            ("leakscope run --fail-on leak -- make test", "a gate in CI"),
+            ("leakscope run --sample 512K -- ./job", "at next to no cost"),
+            (
+                "leakscope run -o leaks.json -- ./job",
+                "for programs to read",
+            ),
+        ],
+    ),
+];
 
-Examples:
-  leakscope run -- ./server --port 8080
-  leakscope run --fail-on definite -o leaks.json -- make test
-  leakscope run --sample 512K -- ./production-job";
+fn run_after() -> String {
+    let sections = RUN_SECTIONS.iter().map(|(heading, lines)| {
+        let widest = lines.iter().map(|(left, _)| left.len()).max().unwrap_or(0);
+        let lines = lines
+            .iter()
+            .map(|(left, right)| format!("\n  {left:<widest$}  {right}"));
+        format!("{heading}:{}", lines.collect::<String>())
+    });
+    sections.collect::<Vec<_>>().join("\n\n")
+}
 
 #[derive(Debug, Args)]
 pub struct Run {
@@ -161,9 +200,9 @@ pub struct RunOptions {
     #[arg(long, value_name = "BYTES", value_parser = size::parse_positive, help_heading = RECORD)]
     pub sample: Option<u64>,
 
-    /// Frames kept of each call stack, innermost first
+    /// Longest call stack kept whole; of deeper ones the innermost frames
     #[arg(long, value_name = "N", default_value_t = 128, help_heading = RECORD)]
-    #[arg(value_parser = clap::value_parser!(u32).range(1..=1024))]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=512))]
     pub max_depth: u32,
 
     /// Smallest mapping (mmap) that is tracked

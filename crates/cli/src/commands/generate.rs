@@ -4,8 +4,9 @@ use std::io::{self, Write};
 
 use clap::CommandFactory;
 use clap_complete::Shell;
+use clap_mangen::roff::{self, Roff};
 
-use crate::args::Cli;
+use crate::args::{Cli, RUN_SECTIONS};
 use crate::failure::Failure;
 use crate::output::pipe_may_close;
 
@@ -38,7 +39,16 @@ pub fn man() -> Result<u8, Failure> {
             man.render_synopsis_section(&mut page)?;
             man.render_description_section(&mut page)?;
             man.render_options_section(&mut page)?;
-            man.render_extra_section(&mut page)?;
+        }
+        for (heading, lines) in RUN_SECTIONS {
+            let mut roff = Roff::new();
+            roff.control("SH", [heading.to_uppercase().as_str()]);
+            for (left, right) in *lines {
+                roff.control("TP", []);
+                roff.text([roff::bold(*left)]);
+                roff.text([roff::roman(*right)]);
+            }
+            roff.to_writer(&mut page)?;
         }
         whole.render_version_section(&mut page)
     })();

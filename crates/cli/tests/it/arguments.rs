@@ -75,7 +75,7 @@ fn what_cannot_be_understood_is_one_sentence_and_125() {
         (&["run", "--sample", "1Q", "--", "x"], "'1Q' is no size"),
         (
             &["run", "--max-depth", "0", "--", "x"],
-            "0 is not in 1..=1024",
+            "0 is not in 1..=512",
         ),
         (
             &["run", "--interior-heuristics", "x", "--", "x"],

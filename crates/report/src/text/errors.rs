@@ -55,7 +55,7 @@ pub(super) fn descriptors(
     let open = leaks().fold(0u64, |sum, e| sum.saturating_add(e.count));
     if open > 0 {
         page.blank()?;
-        let n = quantity::counted(open, "descriptor");
+        let n = quantity::count(open);
         page.paragraph(
             0,
             2,

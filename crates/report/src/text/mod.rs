@@ -10,6 +10,7 @@ mod page;
 mod process;
 mod stack;
 
+use std::collections::BTreeMap;
 use std::io;
 
 use leakscope_model::{ErrorCode, ProcessReport, Report, VerdictStatus, quantity};
@@ -64,13 +65,13 @@ impl Sink for Text {
     }
 }
 
-/// True when a process deserves a section of its own.
+/// True when a process deserves a section of its own. Notices alone are no
+/// reason: hundreds of short-lived children may share one.
 fn is_telling(process: &ProcessReport, options: &Options) -> bool {
     selected(process, options).next().is_some()
         || leaks::shown_mappings(process, options).next().is_some()
         || process.errors.iter().any(|e| e.code != ErrorCode::FdLeak)
         || (options.fds && !process.errors.is_empty())
-        || !process.notices.is_empty()
 }
 
 fn section(
@@ -93,7 +94,8 @@ fn section(
     process::notices(page, process)
 }
 
-/// One line for all processes with nothing to say.
+/// One line for all processes with nothing to say, and one for each notice
+/// and for the descriptors that they share.
 fn fold(page: &mut Page<'_>, processes: &[&ProcessReport]) -> io::Result<()> {
     const NAMED: usize = 8;
     let mut names: Vec<String> = processes
@@ -107,19 +109,45 @@ fn fold(page: &mut Page<'_>, processes: &[&ProcessReport]) -> io::Result<()> {
     let reachable = processes
         .iter()
         .fold(0u64, |sum, p| sum.saturating_add(p.loss.reachable.bytes));
-    let n = processes.len() as u64;
     page.paragraph(
         0,
         2,
         &format!(
             "Nothing to show for {}: {} ({} still reachable)",
-            if n == 1 {
-                "1 more process".to_owned()
-            } else {
-                format!("{} more processes", quantity::count(n))
-            },
+            count_processes(processes.len(), "more "),
             names.join(", "),
             quantity::bytes(reachable),
         ),
-    )
+    )?;
+    let descriptors = processes
+        .iter()
+        .flat_map(|p| &p.errors)
+        .filter(|e| e.code == ErrorCode::FdLeak)
+        .fold(0u64, |sum, e| sum.saturating_add(e.count));
+    if descriptors > 0 {
+        let n = quantity::count(descriptors);
+        page.line(&format!(
+            "Descriptors: {n} opened and never closed; --fds shows where"
+        ))?;
+    }
+    let mut notices: BTreeMap<&str, usize> = BTreeMap::new();
+    for notice in processes.iter().flat_map(|p| &p.notices) {
+        *notices.entry(&notice.message).or_default() += 1;
+    }
+    for (message, times) in notices {
+        let label = page.paint.warn("Note:");
+        let of = match processes.len() {
+            1 => String::new(),
+            _ => format!(" ({})", count_processes(times, "")),
+        };
+        page.paragraph(0, 2, &format!("{label} {}{of}", escape(message)))?;
+    }
+    Ok(())
+}
+
+fn count_processes(n: usize, more: &str) -> String {
+    match n {
+        1 => format!("1 {more}process"),
+        n => format!("{} {more}processes", quantity::count(n as u64)),
+    }
 }

@@ -280,4 +280,27 @@ mod tests {
         assert_eq!(names(&rust[2..]).len(), 3);
         assert!(names(&[]).is_empty());
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_name_can_be_shortened(name in "[a-z<>()\\-é:. ]{0,40}|(operator|->|<|\\(|x){0,20}") {
+            let short = without_arguments(&name);
+            // What is added is one mark for each pair that is emptied.
+            let pairs = name.matches(['<', '(']).count();
+            proptest::prop_assert!(short.chars().count() <= name.chars().count() + pairs);
+        }
+
+        #[test]
+        fn no_frame_reaches_the_terminal_raw(
+            function in proptest::option::of(".{0,40}"),
+            file in proptest::option::of(".{0,40}"),
+            module in proptest::option::of(".{0,40}"),
+            room in proptest::option::of(0usize..60),
+        ) {
+            let frame = Frame { function, file, module, line: Some(7), ..Frame::default() };
+            let options = Options { roots: vec!["/".to_owned()], ..Options::default() };
+            let text = describe(&frame, &options, room);
+            proptest::prop_assert!(!text.contains(crate::escape::is_hostile));
+        }
+    }
 }

@@ -332,6 +332,12 @@ pub fn family() -> Report {
         let mut p = process(pid, &["./httpd", "--helper"]);
         p.parent_pid = 4_243;
         p.exit = (pid % 2 == 0).then_some(ExitKind::Code(0));
+        if pid % 5 == 0 {
+            p.notices = vec![Notice {
+                code: "replaced",
+                message: "exec replaced the image before it could be judged".to_owned(),
+            }];
+        }
         processes.push(p);
     }
     report(

@@ -5,6 +5,8 @@
 //! this file and borrow from the report, so nothing is copied: the writer
 //! receives the bytes as they are made.
 
+mod layout;
+
 use std::io;
 
 use leakscope_model::{
@@ -13,9 +15,9 @@ use leakscope_model::{
     Report, RootCounts, SampleEstimate, SuppressionUse, Verdict, VerdictStatus,
 };
 use serde::ser::{Serialize, Serializer};
-use serde_json::ser::Formatter;
 
-use crate::{Options, Sink, escape};
+use crate::{Options, Sink};
+use layout::Layout;
 
 /// The name of the schema.
 pub const SCHEMA: &str = "leakscope-report/1";
@@ -486,131 +488,5 @@ fn list<T, Shape>(items: &[T]) -> List<'_, T, Shape> {
 impl<'a, T, Shape: From<&'a T> + Serialize> Serialize for List<'a, T, Shape> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_seq(self.items.iter().map(Shape::from))
-    }
-}
-
-/// Objects nested deeper than this stand on one line: a frame, totals.
-const ONE_LINE_BELOW: usize = 5;
-
-/// Indented JSON, one line per frame, whose strings hold nothing that a
-/// terminal obeys: JSON allows DEL, C1 and bidirectional controls as they
-/// are, but people `cat` files.
-#[derive(Default)]
-struct Layout {
-    depth: usize,
-    /// Depth of the object that is being written on one line.
-    one_line: Option<usize>,
-    has_value: bool,
-}
-
-impl Layout {
-    fn open(&mut self) {
-        self.depth += 1;
-        self.has_value = false;
-    }
-
-    fn close<W: io::Write + ?Sized>(&mut self, out: &mut W) -> io::Result<()> {
-        self.depth = self.depth.saturating_sub(1);
-        if self.has_value {
-            self.new_line(out)?;
-        }
-        if self.one_line.is_some_and(|d| self.depth < d) {
-            self.one_line = None;
-        }
-        self.has_value = true;
-        Ok(())
-    }
-
-    fn between<W: io::Write + ?Sized>(&mut self, out: &mut W, first: bool) -> io::Result<()> {
-        if !first {
-            out.write_all(if self.one_line.is_some() { b", " } else { b"," })?;
-        }
-        self.new_line(out)
-    }
-
-    fn new_line<W: io::Write + ?Sized>(&self, out: &mut W) -> io::Result<()> {
-        if self.one_line.is_some() {
-            return Ok(());
-        }
-        out.write_all(b"\n")?;
-        for _ in 0..self.depth {
-            out.write_all(b"  ")?;
-        }
-        Ok(())
-    }
-}
-
-impl Formatter for Layout {
-    fn begin_array<W: io::Write + ?Sized>(&mut self, out: &mut W) -> io::Result<()> {
-        self.open();
-        out.write_all(b"[")
-    }
-
-    fn end_array<W: io::Write + ?Sized>(&mut self, out: &mut W) -> io::Result<()> {
-        self.close(out)?;
-        out.write_all(b"]")
-    }
-
-    fn begin_array_value<W: io::Write + ?Sized>(
-        &mut self,
-        out: &mut W,
-        first: bool,
-    ) -> io::Result<()> {
-        self.between(out, first)
-    }
-
-    fn end_array_value<W: io::Write + ?Sized>(&mut self, _: &mut W) -> io::Result<()> {
-        self.has_value = true;
-        Ok(())
-    }
-
-    fn begin_object<W: io::Write + ?Sized>(&mut self, out: &mut W) -> io::Result<()> {
-        self.open();
-        if self.depth > ONE_LINE_BELOW && self.one_line.is_none() {
-            self.one_line = Some(self.depth);
-        }
-        out.write_all(b"{")
-    }
-
-    fn end_object<W: io::Write + ?Sized>(&mut self, out: &mut W) -> io::Result<()> {
-        self.close(out)?;
-        out.write_all(b"}")
-    }
-
-    fn begin_object_key<W: io::Write + ?Sized>(
-        &mut self,
-        out: &mut W,
-        first: bool,
-    ) -> io::Result<()> {
-        self.between(out, first)
-    }
-
-    fn begin_object_value<W: io::Write + ?Sized>(&mut self, out: &mut W) -> io::Result<()> {
-        out.write_all(b": ")
-    }
-
-    fn end_object_value<W: io::Write + ?Sized>(&mut self, _: &mut W) -> io::Result<()> {
-        self.has_value = true;
-        Ok(())
-    }
-
-    fn write_string_fragment<W: io::Write + ?Sized>(
-        &mut self,
-        out: &mut W,
-        fragment: &str,
-    ) -> io::Result<()> {
-        let mut rest = fragment;
-        while let Some(at) = rest.find(escape::is_hostile) {
-            let (plain, tail) = rest.split_at(at);
-            out.write_all(plain.as_bytes())?;
-            let mut chars = tail.chars();
-            if let Some(c) = chars.next() {
-                for unit in c.encode_utf16(&mut [0; 2]) {
-                    write!(out, "\\u{unit:04x}")?;
-                }
-            }
-            rest = chars.as_str();
-        }
-        out.write_all(rest.as_bytes())
     }
 }
