@@ -5,7 +5,8 @@
 //! in the runtime's own library (`modules`), except for Rust's, which is
 //! linked into the program and told by its reserved names. No entry hides a
 //! definite or indirect loss: where a program really loses something through
-//! a runtime, it shows.
+//! a runtime, it shows. And an entry for reachable blocks always names its
+//! modules, or every reachable block's stack would need symbols to be judged.
 //!
 //! Debian's libraries have names for exported functions only, unless debug
 //! symbols are installed, so stacks name exported ones where they can.
@@ -59,13 +60,6 @@ pub const BUILTINS: &[Builtin] = &[
             &["obj:*/libstdc++.so.*", "obj:*/ld-*.so*"],
             &["...", "fun:_GLOBAL__sub_I_eh_alloc.cc"],
         ],
-    },
-    Builtin {
-        name: "libstdc++ emergency exception pool, linked statically",
-        reason: "as above; the constructor is named after libstdc++'s source file",
-        kinds: &[Reachable],
-        modules: &[],
-        stacks: &[&["...", "fun:_GLOBAL__sub_I_eh_alloc.cc"]],
     },
     Builtin {
         name: "glibc thread control data",
@@ -239,23 +233,9 @@ pub const BUILTINS: &[Builtin] = &[
         name: "Rust thread handle",
         reason: "std keeps each running thread's own handle in a thread-local pointer past the \
                  reference counts, hence 'possible' (seen)",
-        kinds: &[Possible, Reachable],
+        kinds: &[Possible],
         modules: &[],
         stacks: &[&["...", "fun:std::thread::current::init_current*"]],
-    },
-    Builtin {
-        name: "Rust stack overflow handler",
-        reason: "std's list of guard pages and thread names of running threads (seen)",
-        kinds: &[Reachable],
-        modules: &[],
-        stacks: &[&["...", "fun:std::sys::pal::unix::stack_overflow::*"]],
-    },
-    Builtin {
-        name: "Rust backtrace symbols",
-        reason: "std caches the debug information that it read to print a backtrace (seen)",
-        kinds: &[Reachable],
-        modules: &[],
-        stacks: &[&["...", "fun:*std::backtrace_rs::symbolize::*"]],
     },
 ];
 
