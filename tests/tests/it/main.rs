@@ -1,0 +1,23 @@
+//! Tests of the real `leakscope` on real processes.
+//!
+//! Each fixture program is a test of its own, `program::NAME`; where memcheck
+//! is installed there is a `memcheck::NAME` beside it.
+
+mod command;
+mod programs;
+mod real;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+
+fn main() {
+    let arguments = Arguments::from_args();
+    let mut trials = programs::trials();
+    trials.extend(real::trials());
+    trials.extend(command::trials());
+    libtest_mimic::run(&arguments, trials).exit();
+}
+
+/// A test from a function.
+fn trial(name: String, test: impl FnOnce() -> leakscope_e2e::Outcome + Send + 'static) -> Trial {
+    Trial::test(name, move || test().map_err(Failed::from))
+}
