@@ -134,7 +134,46 @@ pub struct RawRecord {
     pub estimate: Option<SampleEstimate>,
 }
 
-/// Sums over blocks, each standing for `weight` blocks.
+/// What a group of blocks adds up to. One cache line: with millions of stacks
+/// every block touches another one.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sums {
+    direct: KindTotals,
+    indirect: KindTotals,
+    /// The lowest blocks' indexes; as many as `direct` has blocks, at most.
+    examples: [u32; EXAMPLES],
+}
+
+impl Sums {
+    fn add(&mut self, index: u32, size: u64) {
+        if let Some(slot) = self.examples.get_mut(self.direct.blocks as usize) {
+            *slot = index;
+        }
+        self.direct.add(size);
+    }
+
+    fn examples(&self) -> &[u32] {
+        let kept = (self.direct.blocks as usize).min(EXAMPLES);
+        self.examples.get(..kept).unwrap_or_default()
+    }
+
+    fn merge(&mut self, other: &Sums) {
+        // Of both ascending lists the lowest.
+        let mut both = [u32::MAX; 2 * EXAMPLES];
+        let all = self.examples().iter().chain(other.examples());
+        for (slot, example) in both.iter_mut().zip(all) {
+            *slot = *example;
+        }
+        both.sort_unstable();
+        for (slot, example) in self.examples.iter_mut().zip(both) {
+            *slot = example;
+        }
+        plus(&mut self.direct, other.direct);
+        plus(&mut self.indirect, other.indirect);
+    }
+}
+
+/// Sums over sampled blocks, each standing for `weight` blocks.
 ///
 /// The recorder samples bytes as a Poisson process: a block of `s` bytes is
 /// seen with probability `p = 1 - exp(-s / mean)`, independently of all
@@ -143,16 +182,14 @@ pub struct RawRecord {
 /// (Horvitz and Thompson). With `w = 1 / p`, the variance of the latter is
 /// estimated without bias by the sum of `w * (w - 1) * s * s`.
 #[derive(Clone, Copy, Debug, Default)]
-struct Sums {
-    exact: KindTotals,
+struct Weighted {
     bytes: f64,
     blocks: f64,
     variance: f64,
 }
 
-impl Sums {
+impl Weighted {
     fn add(&mut self, block: &LiveBlock) {
-        self.exact.add(block.size);
         // A weight below one is impossible, and a hostile one may be no number.
         let weight = if block.weight.is_finite() {
             block.weight.max(1.0)
@@ -165,84 +202,31 @@ impl Sums {
         self.variance += weight * (weight - 1.0) * size * size;
     }
 
-    fn merge(&mut self, other: &Sums) {
-        self.exact.bytes = self.exact.bytes.saturating_add(other.exact.bytes);
-        self.exact.blocks = self.exact.blocks.saturating_add(other.exact.blocks);
+    fn merge(&mut self, other: &Weighted) {
         self.bytes += other.bytes;
         self.blocks += other.blocks;
         self.variance += other.variance;
     }
 
-    fn totals(&self, sampled: bool) -> KindTotals {
-        if sampled {
-            // Float casts saturate, so hostile sums stay in range.
-            KindTotals {
-                bytes: self.bytes.round() as u64,
-                blocks: self.blocks.round() as u64,
-            }
-        } else {
-            self.exact
+    fn totals(&self) -> KindTotals {
+        // Float casts saturate, so hostile sums stay in range.
+        KindTotals {
+            bytes: self.bytes.round() as u64,
+            blocks: self.blocks.round() as u64,
         }
     }
 }
 
-/// A record while it grows: first one per kind and stack id, then merged.
-struct Group {
-    kind: LossKind,
-    stacks: Vec<StackId>,
-    direct: Sums,
-    indirect: Sums,
-    first: u32,
-    examples: Vec<u32>,
-    cycle_leader: Option<u32>,
-}
-
-impl Group {
-    fn new(kind: LossKind, stack: StackId, first: u32) -> Group {
-        Group {
-            kind,
-            stacks: vec![stack],
-            direct: Sums::default(),
-            indirect: Sums::default(),
-            first,
-            examples: Vec::new(),
-            cycle_leader: None,
-        }
-    }
-
-    fn merge(&mut self, other: Group) {
-        self.stacks.extend(other.stacks);
-        self.direct.merge(&other.direct);
-        self.indirect.merge(&other.indirect);
-        self.first = self.first.min(other.first);
-        self.examples.extend(other.examples);
-        self.examples.sort_unstable();
-        self.examples.truncate(EXAMPLES);
-        let leaders = [self.cycle_leader, other.cycle_leader];
-        self.cycle_leader = leaders.into_iter().flatten().min();
-    }
-
-    fn finish(mut self, table: &LiveTable) -> RawRecord {
-        let sampled = table.sampled_every_bytes.is_some();
-        let direct = self.direct.totals(sampled);
-        let first = table.blocks.get(self.first as usize);
-        self.stacks.sort_unstable();
-        RawRecord {
-            kind: self.kind,
-            stack: first.map_or(StackId(0), |block| block.stack),
-            stacks: self.stacks,
-            family: first.map_or(Family::Malloc, |block| block.family),
-            bytes: direct.bytes,
-            blocks: direct.blocks,
-            indirect: self.indirect.totals(sampled),
-            cycle_leader: self.cycle_leader,
-            examples: self.examples,
-            estimate: sampled.then(|| SampleEstimate {
-                bytes_standard_error: self.direct.variance.sqrt(),
-                samples: self.direct.exact.blocks,
-            }),
-        }
-    }
+/// Blocks that were added up, one place per group.
+#[derive(Default)]
+struct Groups {
+    /// Kind and stack node of each; the first node's after merging.
+    of: Vec<(LossKind, StackId)>,
+    sums: Vec<Sums>,
+    /// In sampled mode: direct and indirect.
+    weighted: Vec<[Weighted; 2]>,
+    /// The lowest cycle leader of the groups that have one.
+    cycle_leaders: HashMap<u32, u32>,
 }
 
 /// Merges blocks into records, largest first: by bytes with the indirect
@@ -257,33 +241,39 @@ pub fn merge(
     classes: &Classified<'_>,
     resolution: Resolution,
 ) -> Vec<RawRecord> {
-    let mut by_id = ById::new(table);
-    by_id.add_direct(table, classes);
-    by_id.add_indirect(table, classes);
-
-    let mut keys = StackKeys::new(&table.stacks);
-    let mut places: HashMap<(LossKind, StackKey), usize> = HashMap::new();
-    let mut merged: Vec<Group> = Vec::new();
-    for group in by_id.groups {
-        let stack = group.stacks.first().copied().unwrap_or_default();
-        let key = (group.kind, keys.key(stack, resolution.frames()));
-        let place = *places.entry(key).or_insert(merged.len());
-        match merged.get_mut(place) {
-            Some(into) => into.merge(group),
-            None => merged.push(group),
-        }
-    }
-
-    let mut records: Vec<RawRecord> = merged.into_iter().map(|g| g.finish(table)).collect();
-    records.sort_by(|a, b| order(table, a, b));
+    let by_id = group_by_id(table, classes);
+    let (merged, stacks) = merge_groups(table, by_id, resolution);
+    let mut records: Vec<RawRecord> = (0..)
+        .zip(merged.of.iter().zip(&merged.sums).zip(stacks))
+        .map(|(place, ((of, sums), stacks))| {
+            let first = sums.examples().first();
+            let block = first.and_then(|i| table.blocks.get(*i as usize));
+            let mut record = RawRecord {
+                kind: of.0,
+                stack: block.map_or(of.1, |block| block.stack),
+                stacks,
+                family: block.map_or(Family::Malloc, |block| block.family),
+                bytes: sums.direct.bytes,
+                blocks: sums.direct.blocks,
+                indirect: sums.indirect,
+                cycle_leader: merged.cycle_leaders.get(&place).copied(),
+                examples: sums.examples().to_vec(),
+                estimate: None,
+            };
+            if let Some([direct, indirect]) = merged.weighted.get(place as usize) {
+                let totals = direct.totals();
+                (record.bytes, record.blocks) = (totals.bytes, totals.blocks);
+                record.indirect = indirect.totals();
+                record.estimate = Some(SampleEstimate {
+                    bytes_standard_error: direct.variance.sqrt(),
+                    samples: sums.direct.blocks,
+                });
+            }
+            record
+        })
+        .collect();
+    records.sort_unstable_by(|a, b| order(table, a, b));
     records
-}
-
-/// One group per kind and stack id.
-struct ById {
-    groups: Vec<Group>,
-    /// For each stack node and kind the group's place, or [`NONE`].
-    places: Vec<u32>,
 }
 
 /// No group yet.
@@ -292,69 +282,132 @@ const NONE: u32 = u32::MAX;
 /// Number of [`LossKind`]s.
 const KINDS: usize = 4;
 
-impl ById {
-    fn new(table: &LiveTable) -> ById {
-        ById {
-            groups: Vec::new(),
-            places: vec![NONE; table.stacks.len().max(1) * KINDS],
-        }
+/// Where each kind and stack node has its group.
+struct Slots(Vec<u32>);
+
+impl Slots {
+    fn new(table: &LiveTable) -> Slots {
+        Slots(vec![NONE; table.stacks.len().max(1) * KINDS])
     }
 
-    /// Where `places` keeps this kind and stack. Stacks that the table does
-    /// not hold are the empty one.
-    fn slot(&self, kind: LossKind, stack: StackId) -> usize {
-        let slot = (stack.0 as usize).saturating_mul(KINDS) + kind as usize;
-        if slot < self.places.len() {
-            slot
+    /// Stacks that the table does not hold are the empty one.
+    fn at(&mut self, kind: LossKind, stack: StackId) -> (StackId, Option<&mut u32>) {
+        let nodes = self.0.len() / KINDS;
+        let node = if (stack.0 as usize) < nodes {
+            stack
         } else {
-            kind as usize
-        }
+            StackId(0)
+        };
+        let slot = self.0.get_mut(node.0 as usize * KINDS + kind as usize);
+        (node, slot)
     }
+}
 
-    fn group(&mut self, slot: usize) -> Option<&mut Group> {
-        let place = *self.places.get(slot)?;
-        self.groups.get_mut(place as usize)
-    }
-
-    fn add_direct(&mut self, table: &LiveTable, classes: &Classified<'_>) {
-        for (i, block) in (0..NONE).zip(&table.blocks) {
-            let kind = classes.kind(i as usize);
-            let slot = self.slot(kind, block.stack);
-            if self.places.get(slot) == Some(&NONE) {
-                self.places[slot] = self.groups.len() as u32;
-                let stack = StackId((slot / KINDS) as u32);
-                self.groups.push(Group::new(kind, stack, i));
-            }
-            let Some(group) = self.group(slot) else {
-                continue;
-            };
-            group.direct.add(block);
-            if group.examples.len() < EXAMPLES {
-                group.examples.push(i);
-            }
-            let leads = kind != LossKind::Indirect && classes.in_cycle(i as usize);
-            if leads && group.cycle_leader.is_none() {
-                group.cycle_leader = Some(i);
+/// Adds up blocks by kind and stack node. Groups are in the order of their
+/// first blocks.
+fn group_by_id(table: &LiveTable, classes: &Classified<'_>) -> Groups {
+    let sampled = table.sampled_every_bytes.is_some();
+    let mut slots = Slots::new(table);
+    let mut groups = Groups::default();
+    for (i, block) in (0..NONE).zip(&table.blocks) {
+        let kind = classes.kind(i as usize);
+        let (node, Some(place)) = slots.at(kind, block.stack) else {
+            continue;
+        };
+        if *place == NONE {
+            *place = groups.sums.len() as u32;
+            groups.of.push((kind, node));
+            groups.sums.push(Sums::default());
+            if sampled {
+                groups.weighted.push(Default::default());
             }
         }
-    }
-
-    /// Counts each indirect block in its leader's group too.
-    fn add_indirect(&mut self, table: &LiveTable, classes: &Classified<'_>) {
-        for (i, block) in (0..NONE).zip(&table.blocks) {
-            if classes.kind(i as usize) != LossKind::Indirect {
-                continue;
-            }
-            let leader = classes.leader(i as usize);
-            let Some(leading) = table.blocks.get(leader).filter(|_| leader != i as usize) else {
-                continue;
-            };
-            let slot = self.slot(classes.kind(leader), leading.stack);
-            if let Some(group) = self.group(slot) {
-                group.indirect.add(block);
-            }
+        let place = *place;
+        if let Some(sums) = groups.sums.get_mut(place as usize) {
+            sums.add(i, block.size);
+        }
+        if let Some([direct, _]) = groups.weighted.get_mut(place as usize) {
+            direct.add(block);
+        }
+        if kind != LossKind::Indirect && classes.in_cycle(i as usize) {
+            groups.cycle_leaders.entry(place).or_insert(i);
         }
     }
+    // Each indirect block counts in its leader's group too.
+    for (i, block) in table.blocks.iter().enumerate() {
+        if classes.kind(i) != LossKind::Indirect {
+            continue;
+        }
+        let leader = classes.leader(i);
+        let Some(leading) = table.blocks.get(leader).filter(|_| leader != i) else {
+            continue;
+        };
+        let (_, Some(place)) = slots.at(classes.kind(leader), leading.stack) else {
+            continue;
+        };
+        let place = *place as usize;
+        if let Some(sums) = groups.sums.get_mut(place) {
+            sums.indirect.add(block.size);
+        }
+        if let Some([_, indirect]) = groups.weighted.get_mut(place) {
+            indirect.add(block);
+        }
+    }
+    groups
+}
+
+/// Merges groups whose stacks count as the same; also returns each one's
+/// stack nodes, ascending.
+fn merge_groups(
+    table: &LiveTable,
+    groups: Groups,
+    resolution: Resolution,
+) -> (Groups, Vec<Vec<StackId>>) {
+    let mut keys = StackKeys::new(&table.stacks);
+    let mut places: HashMap<(LossKind, StackKey), u32> = HashMap::with_capacity(groups.of.len());
+    let mut merged = Groups::default();
+    let mut stacks: Vec<Vec<StackId>> = Vec::new();
+    for (from, (of, sums)) in (0..).zip(groups.of.iter().zip(&groups.sums)) {
+        let key = (of.0, keys.key(of.1, resolution.frames()));
+        let next = merged.sums.len() as u32;
+        let place = *places.entry(key).or_insert(next);
+        let weighted = groups.weighted.get(from as usize);
+        match merged.sums.get_mut(place as usize) {
+            Some(into) => into.merge(sums),
+            None => {
+                merged.of.push(*of);
+                merged.sums.push(*sums);
+                stacks.push(Vec::with_capacity(1));
+                merged
+                    .weighted
+                    .extend(weighted.map(|_| [Weighted::default(); 2]));
+            }
+        }
+        let into = merged.weighted.get_mut(place as usize);
+        for (into, more) in into
+            .into_iter()
+            .flatten()
+            .zip(weighted.into_iter().flatten())
+        {
+            into.merge(more);
+        }
+        if let Some(nodes) = stacks.get_mut(place as usize) {
+            nodes.push(of.1);
+        }
+        if let Some(leader) = groups.cycle_leaders.get(&from) {
+            let first = merged.cycle_leaders.entry(place).or_insert(*leader);
+            *first = (*first).min(*leader);
+        }
+    }
+    for nodes in &mut stacks {
+        nodes.sort_unstable();
+    }
+    (merged, stacks)
+}
+
+fn plus(sum: &mut KindTotals, more: KindTotals) {
+    sum.bytes = sum.bytes.saturating_add(more.bytes);
+    sum.blocks = sum.blocks.saturating_add(more.blocks);
 }
 
 fn order(table: &LiveTable, a: &RawRecord, b: &RawRecord) -> Ordering {

@@ -197,7 +197,7 @@ fn the_estimator_is_unbiased() {
     let truth: f64 = sizes.iter().map(|s| *s as f64).sum();
     let (mut bytes, mut squares, mut variance) = (0.0, 0.0, 0.0);
     for outcome in 0..1_u32 << sizes.len() {
-        let mut sums = Sums::default();
+        let mut sums = Weighted::default();
         let mut chance = 1.0;
         for (i, size) in sizes.iter().enumerate() {
             if outcome >> i & 1 == 1 {
