@@ -206,18 +206,20 @@ pub(super) fn suppressions(page: &mut Page<'_>, process: &ProcessReport) -> io::
         let order = b.hidden.bytes.cmp(&a.hidden.bytes);
         order.then_with(|| (&a.name, &a.origin).cmp(&(&b.name, &b.origin)))
     });
-    for s in used {
-        page.paragraph(
-            0,
-            2,
-            &format!(
-                "Suppressed: {} in {} by {} ({})",
+    let used: Vec<String> = used
+        .iter()
+        .map(|s| {
+            format!(
+                "{} in {} by {} ({})",
                 quantity::bytes(s.hidden.bytes),
                 quantity::counted(s.hidden.blocks, "block"),
                 escape(&s.name),
                 escape(&s.origin)
-            ),
-        )?;
+            )
+        })
+        .collect();
+    if !used.is_empty() {
+        page.paragraph(0, 2, &format!("Suppressed: {}", used.join("; ")))?;
     }
     let unused: Vec<String> = process
         .suppressions

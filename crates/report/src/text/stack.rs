@@ -72,7 +72,13 @@ pub(super) fn write(
 fn down_to_main(stack: &[Frame]) -> &[Frame] {
     let named = |f: &Frame, wanted: fn(&str) -> bool| f.function.as_deref().is_some_and(wanted);
     let main = stack.iter().position(|f| named(f, |n| n == "main"));
-    let stack = main.map_or(stack, |at| &stack[..=at]);
+    // Without symbols `main` has no name, but its caller in glibc may.
+    let caller = || {
+        let called = |n: &str| matches!(n, "__libc_start_call_main" | "__libc_start_main_impl");
+        let at = stack.iter().position(|f| named(f, called))?;
+        at.checked_sub(1)
+    };
+    let stack = main.or_else(caller).map_or(stack, |at| &stack[..=at]);
     let rust = stack
         .iter()
         .position(|f| named(f, |n| n.contains("__rust_begin_short_backtrace")));
@@ -100,7 +106,10 @@ pub(super) fn describe(frame: &Frame, options: &Options, room: Option<usize>) ->
             }
         }
         (None, Some(module)) => {
-            let name = escape(file_name(module));
+            let name = match file_name(module) {
+                "" => "(unnamed module)".into(),
+                name => escape(name),
+            };
             match frame.module_offset {
                 Some(offset) => Some(format!("{name}+{offset:#x}")),
                 None => Some(name.into_owned()),
@@ -266,6 +275,9 @@ mod tests {
         };
         let c = ["f", "main", "__libc_start_main", "_start"].map(|n| frame(n, "x.c", 1));
         assert_eq!(names(&c), ["f", "main"]);
+        let stripped = ["f", "g", "__libc_start_call_main", "x"].map(|n| frame(n, "x.c", 1));
+        assert_eq!(names(&stripped), ["f", "g"]);
+        assert_eq!(names(&stripped[2..]).len(), 2);
         let thread = ["work", "start_thread", "clone3"].map(|n| frame(n, "x.c", 1));
         assert_eq!(names(&thread), ["work", "start_thread", "clone3"]);
         let rust = [
