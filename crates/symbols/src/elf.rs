@@ -30,7 +30,7 @@ const MAX_NAME: usize = 4096;
 /// Largest note section read, bytes.
 const MAX_NOTES: u64 = 65_536;
 /// Largest sum of decompressed sections of one file, bytes.
-const MAX_INFLATED: u64 = 2 << 30;
+const MAX_INFLATED: u64 = 1 << 30;
 
 const SHT_NOTE: u32 = 7;
 const SHT_NOBITS: u32 = 8;
@@ -189,6 +189,14 @@ impl Elf {
             .or_else(|| self.section(&old?))
             .and_then(|s| self.data(s).ok())
             .unwrap_or_default()
+    }
+
+    /// Sum of the sizes that the debug sections have in the file, bytes.
+    pub(crate) fn debug_size(&self) -> u64 {
+        self.sections
+            .iter()
+            .filter(|s| s.name.starts_with(b".debug_") || s.name.starts_with(b".zdebug_"))
+            .fold(0, |sum, s| sum.saturating_add(s.size))
     }
 
     /// True when the file has debug information with functions in it.

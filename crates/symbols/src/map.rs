@@ -2,8 +2,10 @@
 //!
 //! Reading a page of a mapping that lies behind the file's present end kills
 //! the reader with SIGBUS, and the owner of a file may cut it at any moment:
-//! by malice, or by rebuilding the program. So only files that nobody but
-//! root can write are mapped; of all others the asked ranges are copied.
+//! by malice, or by rebuilding the program. So files that nobody but root can
+//! write are mapped; of all others the asked ranges are copied. (One
+//! exception: files too large to copy that belong to ourselves, who would
+//! only kill our own report.)
 
 use std::borrow::Cow;
 use std::fs::File;
@@ -24,6 +26,10 @@ enum Inner {
     Owned(Vec<u8>),
 }
 
+/// Permission to write for the group or others.
+const WRITABLE_BY_OTHERS: u32 = 0o022;
+/// Files of our own that are larger are mapped, bytes.
+const LARGE: u64 = 1 << 30;
 /// Largest single copy, bytes: more than any section of a real debug file.
 const MAX_COPY: u64 = 4 << 30;
 
@@ -32,12 +38,15 @@ impl Contents {
     pub(crate) fn new(file: File) -> io::Result<Contents> {
         let meta = file.metadata()?;
         let len = meta.len();
-        const WRITABLE_BY_OTHERS: u32 = 0o022;
-        if meta.uid() == 0 && meta.mode() & WRITABLE_BY_OTHERS == 0 && len > 0 {
+        let owner_alone = meta.mode() & WRITABLE_BY_OTHERS == 0;
+        let root_owns = meta.uid() == 0;
+        let we_own = meta.uid() == rustix::process::geteuid().as_raw();
+        if len > 0 && owner_alone && (root_owns || we_own && len > LARGE) {
             // SAFETY: the mapping is private and read-only, and the file can be
-            // changed or cut by root only (checked above on the open
-            // descriptor), who could change this process at will anyway. Its
-            // bytes are read as plain `u8`, for which every value is valid.
+            // changed or cut by root or by our own user only (checked above on
+            // the open descriptor), who could change this process at will
+            // anyway. Its bytes are read as plain `u8`, for which every value
+            // is valid.
             #[allow(unsafe_code)]
             if let Ok(map) = unsafe { Mmap::map(&file) } {
                 return Ok(Contents {

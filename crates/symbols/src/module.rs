@@ -138,6 +138,8 @@ pub(crate) struct Opener<'o> {
     pub finder: &'o Finder,
     pub server: Option<&'o mut Client>,
     pub notices: &'o mut Vec<Notice>,
+    /// Bytes left for symbol tables and copies of debug sections.
+    pub room: &'o mut u64,
 }
 
 /// A module and what was found for it.
@@ -184,7 +186,7 @@ impl Module {
             .build_id
             .clone()
             .or_else(|| main.as_ref().and_then(|e| e.build_id.clone()));
-        if let Some(main) = &main {
+        if let Some(main) = main.as_ref().filter(|_| *opener.room > 0) {
             module.files.add_symbols(main);
         }
         let mut debug = None;
@@ -210,8 +212,20 @@ impl Module {
             module.files.add_symbols(&found.elf);
             debug = Some(found).filter(|f| f.elf.has_dwarf());
         }
+        if let Some(found) = debug.take_if(|d| d.elf.debug_size() > *opener.room) {
+            opener.notices.push(Notice {
+                code: "symbols-limited",
+                message: format!(
+                    "{}: its debug information is {} MiB, more than there is room for; only its symbol table is used",
+                    module.shown,
+                    found.elf.debug_size() >> 20
+                ),
+            });
+        }
         if let Some(Located { elf, path }) = debug {
-            let supplement = opener.finder.supplement(&elf, &path);
+            let room = *opener.room;
+            let fits = |elf: &Elf| elf.debug_size() <= room;
+            let supplement = opener.finder.supplement(&elf, &path).filter(fits);
             if supplement.is_none() && elf.debugaltlink().is_some() {
                 opener.notices.push(Notice {
                     code: "symbols-incomplete",
@@ -221,10 +235,13 @@ impl Module {
                     ),
                 });
             }
-            let package = opener.finder.package(&[&module.path, &path]);
-            module.files.debug = Some(Debug::new(elf, supplement, package));
+            let package = opener.finder.package(&[&module.path, &path]).filter(fits);
+            let debug = Debug::new(elf, supplement, package);
+            *opener.room = opener.room.saturating_sub(debug.copied());
+            module.files.debug = Some(debug);
         }
         module.files.symbols.finish();
+        *opener.room = opener.room.saturating_sub(module.files.symbols.memory());
         module
     }
 

@@ -97,6 +97,17 @@ impl DebugSections {
             .sum()
     }
 
+    /// Memory that copies of sections take, bytes.
+    pub(crate) fn copied(&self) -> u64 {
+        self.held
+            .iter()
+            .map(|(_, held)| match held {
+                Held::InPlace(..) => 0,
+                Held::Copy(bytes) => bytes.len() as u64,
+            })
+            .sum()
+    }
+
     /// A section's bytes; empty when absent.
     pub(crate) fn get(&self, id: SectionId) -> &[u8] {
         let found = self.held.iter().find(|(i, _)| *i == id);

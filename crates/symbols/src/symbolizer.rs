@@ -14,6 +14,10 @@ use crate::source::SourceRoot;
 /// Modules named in the notice about missing symbols.
 const MAX_LISTED: usize = 7;
 
+/// Memory for symbol tables and for copies of debug sections that cannot be
+/// mapped, over all modules, bytes.
+const MAX_COPIED: u64 = 2 << 30;
+
 /// Turns return addresses of one process into functions, files and lines.
 ///
 /// Files are opened when the first address in them is asked for, and answers
@@ -33,6 +37,7 @@ pub struct Symbolizer {
     cache: HashMap<(ModuleId, Addr), Arc<[Frame]>>,
     notices: Vec<Notice>,
     unnamed: Vec<String>,
+    room: u64,
 }
 
 /// Path and build id.
@@ -53,6 +58,7 @@ impl Symbolizer {
             cache: HashMap::new(),
             notices: Vec::new(),
             unnamed: Vec::new(),
+            room: MAX_COPIED,
             options,
         }
     }
@@ -194,6 +200,7 @@ impl Symbolizer {
                         finder: &self.finder,
                         server: self.server.as_mut(),
                         notices: &mut self.notices,
+                        room: &mut self.room,
                     },
                 );
                 if module.lacks_symbols() && !Module::is_fileless(recorded) {

@@ -9,8 +9,10 @@
 use crate::bytes::{string_at, u16_at, u32_at, u64_at};
 use crate::elf::{Elf, SHT_DYNSYM, SHT_SYMTAB};
 
-/// At most this many symbols of one table are kept (32 bytes each).
+/// Larger symbol tables are not read (32 bytes are kept of each symbol).
 const MAX_SYMBOLS: usize = 8 << 20;
+/// Largest string table read; a browser's has 100 MiB, bytes.
+const MAX_STRINGS: u64 = 512 << 20;
 /// Longest name shown; C++ names of some thousand bytes occur, bytes.
 const MAX_NAME: usize = 16 << 10;
 /// Symbols that begin before the address and are looked at, for one long
@@ -51,16 +53,16 @@ impl Symbols {
             let Some(strings) = elf.sections.get(table.link as usize) else {
                 continue;
             };
+            if strings.size > MAX_STRINGS || table.size > MAX_SYMBOLS as u64 * 24 {
+                continue;
+            }
             let (Ok(rows), Ok(strings)) = (elf.data(table), elf.data(strings)) else {
                 continue;
             };
             let base = self.names.len() as u64;
             let before = self.symbols.len();
-            self.symbols.extend(
-                rows.chunks_exact(24)
-                    .filter_map(|row| function(row, base))
-                    .take(MAX_SYMBOLS.saturating_sub(before)),
-            );
+            self.symbols
+                .extend(rows.chunks_exact(24).filter_map(|row| function(row, base)));
             if self.symbols.len() > before {
                 self.names.extend_from_slice(&strings);
                 // A later table's names must not continue this one's.
@@ -83,6 +85,11 @@ impl Symbols {
             same
         });
         self.symbols.shrink_to_fit();
+    }
+
+    /// Memory taken, bytes.
+    pub(crate) fn memory(&self) -> u64 {
+        (self.symbols.capacity() * size_of::<Symbol>() + self.names.capacity()) as u64
     }
 
     /// Name of the function that contains `at`, an address in the ELF file.

@@ -38,6 +38,8 @@ const MAX_ROWS: usize = 12 << 20;
 const MAX_PATHS: usize = 1 << 16;
 /// Split files opened for one module.
 const MAX_SPLIT_FILES: usize = 4099;
+/// Memory for copies of split files of one module, bytes.
+const MAX_SPLIT_BYTES: u64 = 1 << 30;
 
 /// One function around an address.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -68,6 +70,8 @@ pub(crate) struct Debug {
     supplement: Option<DebugSections>,
     package: Option<DebugSections>,
     split: HashMap<u64, Option<DebugSections>>,
+    /// Bytes left for copies of split files.
+    split_room: u64,
     /// Row of a split unit in the package's index.
     packed: HashMap<u64, Option<u32>>,
     index: Option<Index>,
@@ -104,6 +108,7 @@ impl Debug {
             supplement,
             package,
             split: HashMap::new(),
+            split_room: MAX_SPLIT_BYTES,
             packed: HashMap::new(),
             index: None,
             supplement_units: Vec::new(),
@@ -112,6 +117,19 @@ impl Debug {
             paths: HashMap::new(),
             work: Work::for_bytes(bytes),
         }
+    }
+
+    /// Memory that copies of sections take, bytes; split files not counted.
+    pub(crate) fn copied(&self) -> u64 {
+        [
+            Some(&self.main),
+            self.supplement.as_ref(),
+            self.package.as_ref(),
+        ]
+        .into_iter()
+        .flatten()
+        .map(DebugSections::copied)
+        .sum()
     }
 
     /// True when the limit of work is reached: the rest has no lines.
@@ -177,6 +195,7 @@ impl Debug {
             supplement,
             package,
             split,
+            split_room,
             packed,
             index: Some(index),
             supplement_units,
@@ -224,6 +243,7 @@ impl Debug {
                 };
                 let file = find_split(&request)
                     .into_iter()
+                    .filter(|elf| elf.debug_size() <= *split_room)
                     .map(|elf| DebugSections::load(elf, Flavour::Split))
                     .find(|file| {
                         work.add_bytes(file.total());
@@ -232,6 +252,9 @@ impl Debug {
                         *abbrevs = AbbrevCache::default();
                         matches!(unit, Ok(Some(_)))
                     });
+                if let Some(file) = &file {
+                    *split_room = split_room.saturating_sub(file.copied());
+                }
                 split.insert(id.0, file);
             }
             split_dwarf = match (packed, split.get(&id.0)) {
