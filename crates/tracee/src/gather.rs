@@ -25,6 +25,7 @@ use crate::sys::{is_gone, own_tid};
 use leakscope_model::{Addr, ThreadState};
 use leakscope_proc::{ErrorKind, ProcRoot, Process, Syscall};
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::time::{Duration, Instant};
 
 /// Without progress for this long, threads that the kernel cannot interrupt
@@ -37,8 +38,6 @@ const PATIENCE_WHEN_BUSY: Duration = Duration::from_secs(1);
 const LIMIT: Duration = Duration::from_secs(10);
 /// How long an earlier stop of our own process may take to be over.
 const PATIENCE_WITH_OURSELVES: Duration = Duration::from_millis(300);
-/// How long a refusal without visible reason is doubted.
-const PATIENCE_WITH_REFUSAL: Duration = Duration::from_millis(3);
 /// Pauses between two looks, growing from the first to the second.
 const FIRST_NAP: Duration = Duration::from_micros(50);
 const LONGEST_NAP: Duration = Duration::from_millis(1);
@@ -196,12 +195,13 @@ impl Gathering {
                 return Ok(true);
             }
             // The thread of an earlier stop of ours may still be on its way
-            // out, and the kernel lets go of skipped threads only then. Not
-            // traced at all: it was a moment ago, or this is a refusal.
+            // out, and the kernel lets go of skipped threads only then. And a
+            // thread of a process that starts another program is refused
+            // while it dies and hands its id on.
             let patience = if self.is_ours(tracer) {
                 PATIENCE_WITH_OURSELVES
-            } else if tracer == 0 {
-                PATIENCE_WITH_REFUSAL
+            } else if tracer == 0 && self.is_permitted(tid) {
+                PATIENCE_WHEN_BUSY
             } else {
                 Duration::ZERO
             };
@@ -217,6 +217,12 @@ impl Gathering {
     fn is_ours(&self, tid: u32) -> bool {
         let own = ProcRoot::default().process(std::process::id());
         tid != 0 && own.task(tid).stat().is_ok()
+    }
+
+    /// True when the kernel's other check of the same permission passes: a
+    /// refusal then has a passing reason.
+    fn is_permitted(&self, tid: u32) -> bool {
+        !ptrace::is_filtered() && File::open(self.process.task(tid).file("mem")).is_ok()
     }
 
     fn is_anyone_awaited(&self) -> bool {

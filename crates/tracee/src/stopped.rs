@@ -3,9 +3,11 @@
 use crate::error::StopError;
 use crate::gather::Gathering;
 use crate::memory::LiveMemory;
+use crate::sys::wait;
 use leakscope_model::ThreadState;
+use leakscope_proc::ProcRoot;
 use std::io;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -32,15 +34,39 @@ pub fn stop(pid: u32) -> Result<Stopped, StopError> {
         release: Some(release),
         thread: Some(tracer),
     };
-    match picture.recv() {
-        Ok(Ok(picture)) => Ok(Stopped { picture, tracer }),
-        Ok(Err(error)) => Err(error),
-        Err(_) => Err(StopError::Io(
-            format!("stop process {pid}"),
-            io::Error::other("the stopping thread ended early"),
-        )),
+    loop {
+        match picture.recv_timeout(LOOK) {
+            Ok(Ok(picture)) => return Ok(Stopped { picture, tracer }),
+            Ok(Err(error)) => return Err(error),
+            Err(RecvTimeoutError::Timeout) => take_ended_threads(pid),
+            Err(RecvTimeoutError::Disconnected) => {
+                return Err(StopError::Io(
+                    format!("stop process {pid}"),
+                    io::Error::other("the stopping thread ended early"),
+                ));
+            }
+        }
     }
 }
+
+/// Frees a thread of `pid` that is starting another program, and with it our
+/// own tracing thread. The former holds a lock and waits until all other
+/// threads have ended and their notices are taken; the latter, about to seize
+/// it, waits for that lock, and cannot take the notices of the threads that
+/// it traces already. Any thread of ours can.
+fn take_ended_threads(pid: u32) {
+    let process = ProcRoot::default().process(pid);
+    for tid in process.tasks().unwrap_or_default() {
+        let ended = process.task(tid).stat().is_ok_and(|s| s.is_dead());
+        // The first thread's notice is its parent's, and nobody waits for it.
+        if ended && tid != pid {
+            wait::take_for_siblings(tid);
+        }
+    }
+}
+
+/// How often the asking thread looks whether the tracing thread is stuck.
+const LOOK: Duration = Duration::from_millis(3);
 
 /// What the tracing thread hands over while everything is stopped.
 struct Picture {

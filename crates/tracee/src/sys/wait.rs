@@ -115,8 +115,17 @@ pub(crate) fn readable(fd: &OwnedFd, limit: Duration) -> io::Result<bool> {
 
 /// Takes the notice of an ended thread that the calling thread traces.
 pub(crate) fn take(tid: u32) {
+    take_with(tid, libc::__WNOTHREAD);
+}
+
+/// Takes the notice of an ended thread that any thread of ours traces.
+pub(crate) fn take_for_siblings(tid: u32) {
+    take_with(tid, 0);
+}
+
+fn take_with(tid: u32, flags: i32) {
     let Ok(tid) = id(tid) else { return };
-    let flags = libc::WNOHANG | libc::__WALL | libc::__WNOTHREAD;
+    let flags = flags | libc::WNOHANG | libc::__WALL;
     // SAFETY: waitpid may be given no place for the status.
     unsafe { libc::waitpid(tid, std::ptr::null_mut(), flags) };
 }
