@@ -138,7 +138,10 @@ fn differences(fixture: &Fixture, native: &Done, recorded: &Recorded) -> Vec<Str
     }
     if let Some(word) = fixture.get("expect-notice") {
         let named = |notice: &Value| notice["message"].as_str().is_some_and(|m| m.contains(word));
-        if !sections.iter().any(|s| s.array("/notices").iter().any(named)) {
+        if !sections
+            .iter()
+            .any(|s| s.array("/notices").iter().any(named))
+        {
             wrong.push(format!("no notice speaks of '{word}'"));
         }
     }
@@ -203,7 +206,10 @@ fn section_details(fixture: &Fixture, section: &Section, wrong: &mut Vec<String>
         wrong.push(format!("no descriptor's stack is {pattern}"));
     }
     for (kind, amount) in pairs(fixture.get("expect-mappings")) {
-        let of_kind = section.array("/mappings").iter().filter(|m| m["kind"] == kind);
+        let of_kind = section
+            .array("/mappings")
+            .iter()
+            .filter(|m| m["kind"] == kind);
         let found = of_kind.fold((0, 0), |sum, m| {
             let number = |name: &str| m[name].as_u64().unwrap_or(0);
             (sum.0 + number("bytes"), sum.1 + number("count"))
@@ -261,7 +267,9 @@ fn compare_loss(section: &Section, loss: &Loss, what: &str, wrong: &mut Vec<Stri
     for (kind, amount) in &loss.0 {
         let (bytes, blocks) = section.loss(kind);
         if !amount.fits(bytes, blocks) {
-            wrong.push(format!("{what}: {kind} is {bytes}/{blocks}, not {amount:?}"));
+            wrong.push(format!(
+                "{what}: {kind} is {bytes}/{blocks}, not {amount:?}"
+            ));
         }
     }
 }

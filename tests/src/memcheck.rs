@@ -55,7 +55,7 @@ fn run(argv: &[&Path], stdin: &[u8], how: &[&str], log: &str) -> Result<Vec<Stri
     let input = folder.path().join("stdin");
     std::fs::write(&input, stdin).map_err(|e| format!("write {input:?}: {e}"))?;
     let input = std::fs::File::open(&input).map_err(|e| format!("open the input: {e}"))?;
-    let status = Command::new("valgrind")
+    let output = Command::new("valgrind")
         .args(["--quiet", "--leak-check=full", "--show-leak-kinds=all"])
         // Frees at the end hide what leakscope shows; the stack's jumps of
         // some programs are large on purpose.
@@ -66,15 +66,19 @@ fn run(argv: &[&Path], stdin: &[u8], how: &[&str], log: &str) -> Result<Vec<Stri
         .args(argv)
         .current_dir(folder.path())
         .stdin(input)
-        .stdout(Stdio::null())
         .stderr(Stdio::null())
-        .status();
-    status.map_err(|e| format!("run valgrind: {e}"))?;
+        .output();
+    // Reading to the end of stdout waits also for children that outlive
+    // their parent.
+    output.map_err(|e| format!("run valgrind: {e}"))?;
     let mut logs = Vec::new();
     let entries = std::fs::read_dir(folder.path()).map_err(|e| format!("read the logs: {e}"))?;
     for entry in entries.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        if let Some(pid) = name.strip_prefix("log.").and_then(|p| p.parse::<u32>().ok()) {
+        if let Some(pid) = name
+            .strip_prefix("log.")
+            .and_then(|p| p.parse::<u32>().ok())
+        {
             let text = std::fs::read(entry.path()).map_err(|e| format!("read {name}: {e}"))?;
             logs.push((pid, String::from_utf8_lossy(&text).into_owned()));
         }

@@ -1,1 +1,89 @@
-fn main() {}
+//! Checks of the workspace that no compiler makes, each also a test:
+//! `cargo xtask layers | object | sizes | unsafe | all`.
+//!
+//! What it never does: change anything, but for `object --bless`, which
+//! writes the lists that a changed preload object is then compared with.
+#![forbid(unsafe_code)]
+
+mod layers;
+mod object;
+mod sizes;
+mod source;
+mod unsafe_files;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// What is wrong, one line each; empty when all is well.
+type Findings = Result<Vec<String>, String>;
+
+/// A check by name.
+type Check = (&'static str, fn() -> Findings);
+
+/// Every check.
+const CHECKS: [Check; 4] = [
+    ("layers", layers::check),
+    ("object", object::check),
+    ("sizes", sizes::check),
+    ("unsafe", unsafe_files::check),
+];
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let chosen: Vec<Check> = match words[..] {
+        ["object", "--bless"] => {
+            return match object::bless() {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(e) => complain(&e),
+            };
+        }
+        ["all"] => CHECKS.to_vec(),
+        [name] => CHECKS.into_iter().filter(|(n, _)| *n == name).collect(),
+        _ => Vec::new(),
+    };
+    if chosen.is_empty() {
+        return complain("usage: cargo xtask layers | object [--bless] | sizes | unsafe | all");
+    }
+    let mut good = true;
+    for (name, check) in chosen {
+        match check() {
+            Ok(findings) if findings.is_empty() => println!("{name}: as it should be"),
+            Ok(findings) => {
+                good = false;
+                findings.iter().for_each(|f| eprintln!("{name}: {f}"));
+            }
+            Err(e) => {
+                good = false;
+                eprintln!("{name}: failed to check: {e}");
+            }
+        }
+    }
+    if good {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+fn complain(text: &str) -> ExitCode {
+    eprintln!("{text}");
+    ExitCode::from(2)
+}
+
+/// The checkout.
+fn root() -> PathBuf {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR"));
+    own.parent().unwrap_or(own).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn every_check_finds_nothing() {
+        for (name, check) in super::CHECKS {
+            let findings = check().unwrap_or_else(|e| panic!("{name}: {e}"));
+            assert!(findings.is_empty(), "{name}:\n{}", findings.join("\n"));
+        }
+    }
+}

@@ -73,7 +73,10 @@ fn agrees_with_memcheck(fixture: &Fixture) -> Outcome {
     let summaries = memcheck::summaries(&argv, b"")?;
     for (index, loss) in &fixture.sections {
         let Some(summary) = summaries.get(*index) else {
-            return Err(format!("memcheck wrote about {} processes", summaries.len()));
+            return Err(format!(
+                "memcheck wrote about {} processes",
+                summaries.len()
+            ));
         };
         for (kind, amount) in &loss.0 {
             let at = memcheck::KINDS.iter().position(|(name, _)| name == kind);
