@@ -1,0 +1,593 @@
+//! The stack of one thread, kept from event to event.
+//!
+//! ```text
+//! frames   outermost first: state (ip, sp, bp) of each frame, its tree node id
+//! slots    outermost first: the words of stack that those states were read from
+//!
+//!   end slots │ slots of frame 0 │ slots of frame 1 │ …      (what frame i was read
+//!             └ frames[0].slots  └ frames[1].slots            from while in frame i+1)
+//! ```
+//! A state follows from the state of the frame inside it and the words of stack
+//! read on the way, nothing else. So a kept frame may be reused exactly if its
+//! (ip, sp, bp) is met again and every slot outer to it still holds its value.
+//! That needs no knowledge of what happened in between: `longjmp`, switched
+//! stacks and signals all come out as changed slots. Frames inner to the
+//! present one are left in place for the same reason: they may come back.
+//!
+//! A stack of more than `max_depth` frames is shown as its innermost
+//! [`DEEP_WINDOW`] frames under a node that says so: always the same nodes for
+//! the same stack, at a bounded cost.
+#![allow(unsafe_code)]
+
+use super::host::Host;
+use super::region::{Probed, Region, StackBounds};
+use super::row::{OWN_ALLOCATOR, OWN_HIDDEN, OWN_PLAIN, OWN_SIGNAL, RowCache};
+use super::walk::{Outward, SLOTS, Slot, Slots, State, outward};
+use super::{cfi, mapped, resolve, x86_64};
+use leakscope_wire::entry::node;
+
+/// Frames kept for each thread.
+const CAP: usize = 1024;
+/// Frames shown of a stack that is deeper than the limit.
+pub const DEEP_WINDOW: usize = 64;
+
+/// Registers at an event, as the function that called the recorder has them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Context {
+    /// Return address into that function.
+    pub ip: u64,
+    /// Its stack pointer after the return.
+    pub sp: u64,
+    /// Its rbp.
+    pub bp: u64,
+    /// Its rbx; needed in few places of hand-written code (the loader's lazy
+    /// binding). A wrong value there cuts the stack.
+    pub bx: u64,
+}
+
+/// A captured stack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Captured {
+    /// Id in the stack tree; 0 if there was no room for it.
+    pub stack: u32,
+    /// Kind of the outermost allocator boundary on the way, 0 if there is none.
+    pub boundary: u8,
+    /// The outer end was not reached for lack of unwind information.
+    pub cut: bool,
+    /// The stack is deeper than the limit; its outer frames were left out.
+    pub deep: bool,
+}
+
+/// A kept frame. `state` bits: kind of the outermost boundary (6), [`LOST`], [`LAZY`].
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Frame {
+    /// Module and ip, as in a stack node.
+    node: u64,
+    sp: u64,
+    bp: u64,
+    id: u32,
+    /// Index of its first slot.
+    slots: u16,
+    /// `OWN_…` of the row.
+    own: u8,
+    state: u8,
+}
+
+/// The tree had no room for this frame or one outer to it.
+const LOST: u8 = 0x40;
+/// `id` is not known yet.
+const LAZY: u8 = 0x80;
+const KIND: u8 = 0x3f;
+
+impl Frame {
+    #[inline]
+    fn matches(&self, ip: u64, sp: u64, bp: u64) -> bool {
+        node::pc(self.node) == ip && self.sp == sp && self.bp == bp
+    }
+}
+
+/// A frame of the walk under way, innermost first.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Step {
+    state: State,
+    node: u64,
+    own: u64,
+}
+
+/// The previous stack of one thread. All zero bytes are a valid, empty value.
+#[repr(C)]
+pub struct StackCache {
+    epoch: u64,
+    memory_epoch: u64,
+    len: usize,
+    /// Index of the frame of the last event.
+    last: usize,
+    slots_len: usize,
+    /// `Host::max_depth`, in range.
+    limit: usize,
+    /// Frames outer to frame 0 exist but are not kept; then only frames with
+    /// `limit` kept ones outer to them are used.
+    shifted: bool,
+    /// The walk ended for lack of unwind information.
+    cut: bool,
+    /// Some slots lie outside the thread's own stack.
+    foreign: bool,
+    probed: Probed,
+    frames: [Frame; CAP],
+    slots: [Slot; CAP * SLOTS + SLOTS],
+    steps: [Step; CAP],
+}
+
+/// How a walk ended.
+enum Reached {
+    /// A kept frame, by index: it and all outer ones hold.
+    Kept(usize),
+    /// The outermost frame, as far as these slots hold.
+    End(Slots),
+    /// No way on, as far as these slots hold.
+    Cut(Slots),
+    /// More frames than there is room for.
+    Full,
+}
+
+/// Frames left when there are too many.
+const HALF: usize = CAP / 2;
+/// Largest limit: with the rest of the half, that much recursion returns before
+/// the stack is walked anew.
+pub const MAX_DEPTH: usize = HALF - DEEP_WINDOW;
+
+impl StackCache {
+    /// The stack at `context`, of the calling thread, whose own stack is
+    /// `bounds`. The caller keeps a signal handler from entering this for the
+    /// same cache a second time.
+    ///
+    /// Cost: about a nanosecond for each frame that is as before; a look-up in
+    /// `rows` and one in the stack tree for each that is not.
+    #[inline]
+    pub fn capture<H: Host>(
+        &mut self,
+        context: &Context,
+        bounds: StackBounds,
+        host: &H,
+        rows: &RowCache<'_>,
+    ) -> Captured {
+        if self.epoch != rows.epoch() || (self.foreign && self.memory_epoch != host.memory_epoch())
+        {
+            self.forget(rows);
+        }
+        let at = self.seek(context.sp);
+        if at < self.len
+            && let Some(frame) = self.frames.get(at)
+            && frame.matches(context.ip, context.sp, context.bp)
+            && frame.state & LAZY == 0
+            && last_changed(&self.slots, outer_slots(&self.frames, at, self.limit)).is_none()
+        {
+            self.last = at;
+            return self.captured(at);
+        }
+        self.walk(context, bounds, host, rows, at)
+    }
+
+    /// Numbers of kept frames and slots.
+    #[cfg(test)]
+    pub(super) fn size(&self) -> (usize, usize) {
+        (self.len, self.slots_len)
+    }
+
+    /// Drops all frames.
+    pub(super) fn forget(&mut self, rows: &RowCache<'_>) {
+        self.epoch = rows.epoch();
+        self.len = 0;
+        self.last = 0;
+        self.slots_len = 0;
+        self.shifted = false;
+        self.foreign = false;
+    }
+
+    /// Index of the innermost frame whose sp is at least `sp`, looking from the
+    /// last event's frame. (Only a guess where stacks were switched.)
+    #[inline]
+    fn seek(&self, sp: u64) -> usize {
+        let frames = self.frames.get(..self.len).unwrap_or(&[]);
+        let mut at = self.last;
+        while at > 0 && frames.get(at).is_none_or(|frame| frame.sp < sp) {
+            at = at.wrapping_sub(1);
+        }
+        while let Some(inner) = frames.get(at.wrapping_add(1))
+            && inner.sp >= sp
+        {
+            at = at.wrapping_add(1);
+        }
+        at
+    }
+
+    fn captured(&self, at: usize) -> Captured {
+        let deep = self.shifted || at >= self.limit;
+        let (id, state) = match self.frames.get(at) {
+            Some(frame) => (frame.id, frame.state),
+            None => (0, LOST),
+        };
+        Captured {
+            stack: if state & LOST == 0 { id } else { 0 },
+            boundary: state & KIND,
+            cut: self.cut && !deep,
+            deep,
+        }
+    }
+
+    #[inline(never)]
+    fn walk<H: Host>(
+        &mut self,
+        context: &Context,
+        bounds: StackBounds,
+        host: &H,
+        rows: &RowCache<'_>,
+        at: usize,
+    ) -> Captured {
+        self.limit = (host.max_depth() as usize).clamp(1, MAX_DEPTH);
+        let memory_epoch = host.memory_epoch();
+        if memory_epoch != self.memory_epoch {
+            self.memory_epoch = memory_epoch;
+            self.probed = Probed::default();
+        }
+        let (count, state, reached, foreign) = self.collect(context, bounds, host, rows, at);
+        let mut count = count;
+        match reached {
+            Reached::Kept(at) if count == 0 => {
+                self.last = at;
+                return self.identify(at, host);
+            }
+            Reached::Kept(at) => {
+                self.len = at.wrapping_add(1);
+                self.slots_len = self.frames.get(at).map_or(0, |f| usize::from(f.slots));
+                self.keep(&state.slots);
+            }
+            reached => {
+                self.forget(rows);
+                match reached {
+                    Reached::Full => {
+                        self.shifted = true;
+                        count = HALF;
+                    }
+                    Reached::Cut(slots) => {
+                        self.cut = true;
+                        self.keep(&slots);
+                    }
+                    Reached::End(slots) => {
+                        self.cut = false;
+                        self.keep(&slots);
+                    }
+                    Reached::Kept(_) => {}
+                }
+            }
+        }
+        self.foreign |= foreign;
+        while let Some(next) = count.checked_sub(1) {
+            count = next;
+            self.push(next, host);
+        }
+        self.last = self.len.saturating_sub(1);
+        self.identify(self.last, host)
+    }
+
+    /// Walks outwards until a kept frame holds or the stack ends. Leaves the
+    /// frames inner to that in `steps` and returns their number, the state
+    /// reached, why it stopped, and whether foreign stacks were met.
+    fn collect<H: Host>(
+        &mut self,
+        context: &Context,
+        bounds: StackBounds,
+        host: &H,
+        rows: &RowCache<'_>,
+        at: usize,
+    ) -> (usize, State, Reached, bool) {
+        let StackCache {
+            probed,
+            frames,
+            slots,
+            steps,
+            ..
+        } = self;
+        let frames = frames.get(..self.len).unwrap_or(&[]);
+        let limit = self.limit;
+        // Without the outermost frames, those that prove the depth must be there.
+        let least = if self.shifted {
+            limit.wrapping_add(1)
+        } else {
+            1
+        };
+        let mut region = Region::new(host, bounds, probed, context.sp);
+        let mut state = State {
+            ip: context.ip,
+            sp: context.sp,
+            bp: context.bp,
+            slots: Slots::EMPTY,
+        };
+        // Frames that may still be met: those outer to `kept`.
+        let mut kept = at.wrapping_add(1).min(frames.len());
+        let mut count = 0usize;
+        let reached = 'walk: loop {
+            while let Some(index) = kept.checked_sub(1)
+                && frames.get(index).is_some_and(|frame| frame.sp < state.sp)
+            {
+                kept = index;
+            }
+            if let Some(index) = kept.checked_sub(1)
+                && kept >= least
+                && let Some(frame) = frames.get(index)
+                && frame.matches(state.ip, state.sp, state.bp)
+            {
+                let outer = outer_slots(frames, index, limit);
+                let Some(changed) = last_changed(slots, outer) else {
+                    break Reached::Kept(index);
+                };
+                // The frames from here to the owner of the changed slot hold,
+                // but what is outer to them does not.
+                kept = index;
+                let mut inner = frame;
+                while let Some(next) = kept.checked_sub(1)
+                    && let Some(frame) = frames.get(next)
+                    && usize::from(frame.slots) > changed
+                {
+                    let Some(step) = steps.get_mut(count) else {
+                        break 'walk Reached::Full;
+                    };
+                    *step = Step {
+                        state,
+                        node: inner.node,
+                        own: u64::from(inner.own),
+                    };
+                    count = count.wrapping_add(1);
+                    state = State {
+                        ip: node::pc(frame.node),
+                        sp: frame.sp,
+                        bp: frame.bp,
+                        slots: Slots::EMPTY,
+                    };
+                    let range = usize::from(frame.slots)..usize::from(inner.slots);
+                    for slot in slots.get(range).unwrap_or(&[]) {
+                        if state.slots.add(slot.addr, slot.value).is_none() {
+                            break 'walk Reached::Cut(Slots::EMPTY);
+                        }
+                    }
+                    inner = frame;
+                    kept = next;
+                }
+                kept = kept.saturating_sub(1);
+                if !region.is_here(state.sp) {
+                    region.enter(state.sp);
+                }
+            }
+            let (module, row) = resolve::look_up(host, rows, state.ip);
+            let Some(step) = steps.get_mut(count) else {
+                break Reached::Full;
+            };
+            *step = Step {
+                state,
+                node: node::frame(module, state.ip),
+                own: u64::from(row.own()),
+            };
+            count = count.wrapping_add(1);
+            let inner = steps.get(..count).unwrap_or(&[]);
+            match outward(
+                &state,
+                row,
+                &mut region,
+                |region| find_rbx(context.bx, inner, host, region),
+                |ip, chained| resolve::is_code(ip, chained, host, rows),
+            ) {
+                Outward::Frame(next) => state = next,
+                Outward::End(slots) => break Reached::End(slots),
+                Outward::Cut(slots) => break Reached::Cut(slots),
+            }
+        };
+        (count, state, reached, region.met_foreign)
+    }
+
+    /// Appends slots.
+    fn keep(&mut self, slots: &Slots) {
+        for &slot in slots.as_slice() {
+            if let Some(place) = self.slots.get_mut(self.slots_len) {
+                *place = slot;
+                self.slots_len = self.slots_len.wrapping_add(1);
+            }
+        }
+    }
+
+    /// Appends the frame of step `index`.
+    fn push<H: Host>(&mut self, index: usize, host: &H) {
+        if self.len >= CAP {
+            self.shift();
+        }
+        let Some(&step) = self.steps.get(index) else {
+            return;
+        };
+        let mut frame = Frame {
+            node: step.node,
+            sp: step.state.sp,
+            bp: step.state.bp,
+            id: 0,
+            slots: self.slots_len as u16,
+            own: step.own as u8,
+            state: LAZY,
+        };
+        if !self.shifted && self.len < self.limit {
+            let outer = match self.len.checked_sub(1) {
+                Some(outer) => match self.frames.get(outer) {
+                    Some(outer) => (outer.id, outer.state),
+                    None => (0, LOST),
+                },
+                None if self.cut => root_of_cut(host),
+                None => (0, 0),
+            };
+            (frame.id, frame.state) = link(outer, &frame, host);
+        }
+        if let Some(place) = self.frames.get_mut(self.len) {
+            *place = frame;
+            self.len = self.len.wrapping_add(1);
+            self.keep(&step.state.slots);
+        }
+    }
+
+    /// Drops the outer half of the frames.
+    #[cold]
+    #[inline(never)]
+    fn shift(&mut self) {
+        let Some(base) = self.frames.get(HALF).map(|frame| frame.slots) else {
+            return;
+        };
+        for to in 0..HALF {
+            let Some(&frame) = self.frames.get(to.wrapping_add(HALF)) else {
+                return;
+            };
+            if let Some(place) = self.frames.get_mut(to) {
+                *place = Frame {
+                    slots: frame.slots.wrapping_sub(base),
+                    // What proves its depth is no longer all there.
+                    state: if to < self.limit { LAZY } else { frame.state },
+                    ..frame
+                };
+            }
+        }
+        let base = usize::from(base);
+        for to in 0..self.slots_len.saturating_sub(base) {
+            let Some(&slot) = self.slots.get(to.wrapping_add(base)) else {
+                return;
+            };
+            if let Some(place) = self.slots.get_mut(to) {
+                *place = slot;
+            }
+        }
+        self.slots_len = self.slots_len.saturating_sub(base);
+        self.len = HALF;
+        self.shifted = true;
+    }
+
+    /// The capture that ends with frame `at`.
+    fn identify<H: Host>(&mut self, at: usize, host: &H) -> Captured {
+        if self
+            .frames
+            .get(at)
+            .is_some_and(|frame| frame.state & LAZY != 0)
+        {
+            let window = DEEP_WINDOW.min(self.limit);
+            let end = at.wrapping_add(1);
+            let mut outer = root_of_cut(host);
+            let shown = self.frames.get(end.saturating_sub(window)..end);
+            for frame in shown.unwrap_or(&[]) {
+                outer = link(outer, frame, host);
+            }
+            if let Some(frame) = self.frames.get_mut(at) {
+                (frame.id, frame.state) = outer;
+            }
+        }
+        self.captured(at)
+    }
+}
+
+/// Id and state of the node that says that outer frames are missing.
+fn root_of_cut<H: Host>(host: &H) -> (u32, u8) {
+    match host.intern(0, node::CUT) {
+        0 => (0, LOST),
+        id => (id, 0),
+    }
+}
+
+/// Id and state of `frame` under the id and state of the frame outer to it.
+fn link<H: Host>((id, state): (u32, u8), frame: &Frame, host: &H) -> (u32, u8) {
+    if state & LOST != 0 {
+        return (id, state);
+    }
+    match frame.own {
+        OWN_SIGNAL | OWN_PLAIN if state & KIND == 0 || frame.own == OWN_SIGNAL => {
+            match host.intern(id, frame.node) {
+                0 => (id, LOST),
+                id => (id, 0),
+            }
+        }
+        OWN_PLAIN | OWN_HIDDEN => (id, state),
+        kind if state & KIND == 0 => (id, kind.wrapping_sub(OWN_ALLOCATOR)),
+        _ => (id, state),
+    }
+}
+
+/// Indices of the slots that frame `at` depends on: all that are outer to it,
+/// or those of as many frames as show that the stack is deeper than the limit.
+#[inline]
+fn outer_slots(frames: &[Frame], at: usize, limit: usize) -> (usize, usize) {
+    let first = |at: usize| frames.get(at).map_or(0, |frame| usize::from(frame.slots));
+    (at.checked_sub(limit).map_or(0, first), first(at))
+}
+
+/// Index of the innermost slot of a range that does not hold its value.
+#[inline]
+fn last_changed(slots: &[Slot], (first, end): (usize, usize)) -> Option<usize> {
+    let mut rest = slots.get(first..end).unwrap_or(&[]);
+    while let Some((outer, chunk)) = rest.split_last_chunk::<8>() {
+        let mut difference = 0;
+        for slot in chunk {
+            difference |= held(slot) ^ slot.value;
+        }
+        if difference != 0 {
+            break;
+        }
+        rest = outer;
+    }
+    while let Some((slot, outer)) = rest.split_last() {
+        if held(slot) != slot.value {
+            return Some(outer.len().wrapping_add(first));
+        }
+        rest = outer;
+    }
+    None
+}
+
+/// What a slot holds now.
+#[inline(always)]
+fn held(slot: &Slot) -> u64 {
+    // SAFETY: the slot was aligned and readable when it was kept. It lies on
+    // the thread's own stack, which stays mapped as long as the thread lives,
+    // or on a foreign one: then `capture` and `walk` drop all frames before
+    // they look if anything was unmapped since (`Host::memory_epoch`).
+    unsafe { mapped::word(slot.addr) }
+}
+
+/// rbx in the frame of the last of `steps`: from the innermost frame outwards,
+/// each function restores it by its own rules.
+#[cold]
+#[inline(never)]
+fn find_rbx<H: Host>(
+    mut rbx: u64,
+    steps: &[Step],
+    host: &H,
+    region: &mut Region<'_, H>,
+) -> Option<u64> {
+    let (_, outer) = steps.split_first()?;
+    for (step, caller) in steps.iter().zip(outer) {
+        let rule = if step.own == u64::from(OWN_SIGNAL) {
+            let at = step.state.sp.wrapping_add(x86_64::signal_frame::BX);
+            cfi::Rule::AtCfa(at.wrapping_sub(caller.state.sp) as i64)
+        } else {
+            let pc = step.state.ip.wrapping_sub(1);
+            x86_64::rbx_rule(&resolve::tables(&host.module_at(pc)?)?, pc)
+        };
+        match rule {
+            cfi::Rule::Same => {}
+            cfi::Rule::AtCfa(offset) => {
+                let at = caller.state.sp.wrapping_add_signed(offset);
+                let floor = step.state.sp.wrapping_sub(x86_64::RED_ZONE);
+                if at < floor || !region.is_here(at) {
+                    return None;
+                }
+                // SAFETY: on the present stack, not below the frame whose step
+                // was walked: mapped (see `walk::fetch`).
+                rbx = unsafe { mapped::word(at) };
+            }
+            _ => return None,
+        }
+    }
+    Some(rbx)
+}
