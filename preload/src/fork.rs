@@ -4,7 +4,7 @@
 use crate::cell;
 use crate::init;
 use crate::recorder::{self, FORKING, Recorder};
-use crate::sys;
+use crate::{sys, weak};
 use core::ffi::{c_int, c_void};
 use core::sync::atomic::{
     AtomicU32, AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release,
@@ -20,20 +20,18 @@ static LOCKED: AtomicU32 = AtomicU32::new(0);
 /// Turns of 10 ms that a parent waits for its child's copy.
 const PATIENCE: u32 = 1000;
 
-unsafe extern "C" {
-    fn __register_atfork(
-        prepare: extern "C" fn(),
-        parent: extern "C" fn(),
-        child: extern "C" fn(),
-        dso: *mut c_void,
-    ) -> c_int;
-}
+type Register =
+    extern "C" fn(extern "C" fn(), extern "C" fn(), extern "C" fn(), *mut c_void) -> c_int;
 
 /// Registers the handlers: they also run for forks inside the C library
 /// (daemon, forkpty), which no hook would see.
 pub fn register() {
-    // SAFETY: the C ABI of the function that pthread_atfork calls.
-    unsafe { __register_atfork(prepare, parent, child, core::ptr::null_mut()) };
+    let f = weak::register_atfork();
+    if f != 0 {
+        // SAFETY: the C signature of the function behind pthread_atfork.
+        let f = unsafe { core::mem::transmute::<usize, Register>(f) };
+        f(prepare, parent, child, core::ptr::null_mut());
+    }
 }
 
 extern "C" fn prepare() {

@@ -2,8 +2,8 @@
 
 use crate::cell::{self, Cell};
 use crate::recorder::{self};
-use crate::{ask, fork, modules, sys};
-use core::ffi::{c_char, c_int, c_void};
+use crate::{ask, fork, modules, real, sys, weak};
+use core::ffi::{c_int, c_void};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use leakscope_recorder_core::counters::Slot;
 use leakscope_wire::hello::{ENV_SOCKET, HELLO_WORDS, REPLY_SEGMENT, WHY_START};
@@ -16,7 +16,6 @@ const MAX_NAME: usize = 256;
 unsafe extern "C" {
     static environ: *const *const u8;
     fn __cxa_atexit(f: unsafe extern "C" fn(), arg: *mut c_void, dso: *mut c_void) -> c_int;
-    fn dlsym(handle: *mut c_void, name: *const c_char) -> *mut c_void;
 }
 
 /// Runs when the object is loaded, before main.
@@ -33,13 +32,11 @@ extern "C" fn constructor() {
     // SAFETY: the C ABI of these functions; a missing one is skipped.
     unsafe {
         __cxa_atexit(ask::at_exit, core::ptr::null_mut(), core::ptr::null_mut());
-        let quick = dlsym(core::ptr::null_mut(), c"__cxa_at_quick_exit".as_ptr());
-        if !quick.is_null() {
+        let quick = weak::at_quick_exit();
+        if quick != 0 {
             type Quick = extern "C" fn(unsafe extern "C" fn(), *mut c_void) -> c_int;
-            core::mem::transmute::<*mut c_void, Quick>(quick)(
-                ask::at_quick_exit,
-                core::ptr::null_mut(),
-            );
+            let quick = core::mem::transmute::<usize, Quick>(quick);
+            quick(ask::at_quick_exit, core::ptr::null_mut());
         }
     }
     fork::register();
@@ -169,6 +166,7 @@ pub fn start() {
 }
 
 fn set_up() -> Option<(Segment<'static>, &'static [AtomicU64])> {
+    real::start();
     let address = address()?;
     remember(&address);
     let own = modules::start();
@@ -198,8 +196,7 @@ fn set_up() -> Option<(Segment<'static>, &'static [AtomicU64])> {
     }
     // The program's malloc may be defined before ours in the search order:
     // then its calls never come here.
-    // SAFETY: a look-up by name in the default scope.
-    let first = unsafe { dlsym(core::ptr::null_mut(), c"malloc".as_ptr()) } as u64;
+    let first = real::first_malloc() as u64;
     if !(own.0..own.1).contains(&first) {
         segment
             .word(word::NOTES)
@@ -381,12 +378,12 @@ pub fn watch_thread_end(cell: &'static Cell) {
         // SAFETY: looks up and calls pthread_key_create by its C signature;
         // a program without it has no threads.
         unsafe {
-            let create = dlsym(core::ptr::null_mut(), c"pthread_key_create".as_ptr());
-            if create.is_null() {
+            let create = weak::key_create();
+            if create == 0 {
                 return;
             }
             type Create = extern "C" fn(*mut u32, extern "C" fn(*mut c_void)) -> c_int;
-            let create = core::mem::transmute::<*mut c_void, Create>(create);
+            let create = core::mem::transmute::<usize, Create>(create);
             let mut key = 0;
             if create(&raw mut key, thread_ends) != 0 {
                 return;
@@ -402,10 +399,10 @@ fn set_key(value: *mut c_void) {
     // SAFETY: as above; the key was created. glibc allocates for keys from
     // 32 on: that allocation meets a busy cell and is put off.
     unsafe {
-        let set = dlsym(core::ptr::null_mut(), c"pthread_setspecific".as_ptr());
-        if !set.is_null() {
+        let set = weak::set_specific();
+        if set != 0 {
             type Set = extern "C" fn(u32, *mut c_void) -> c_int;
-            core::mem::transmute::<*mut c_void, Set>(set)(KEY.load(Relaxed), value);
+            core::mem::transmute::<usize, Set>(set)(KEY.load(Relaxed), value);
         }
     }
 }

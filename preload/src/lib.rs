@@ -25,6 +25,7 @@ mod recorder;
 mod sampling;
 mod stacks;
 mod sys;
+mod weak;
 mod x86_64;
 
 /// Never reached: nothing here panics, and the built object is inspected for

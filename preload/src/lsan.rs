@@ -4,7 +4,8 @@
 
 use crate::cell;
 use crate::recorder::{self, Access, give_way};
-use core::ffi::{c_char, c_void};
+use crate::weak;
+use core::ffi::c_void;
 use core::sync::atomic::Ordering::Relaxed;
 use leakscope_recorder_core::lock;
 use leakscope_wire::entry;
@@ -89,20 +90,14 @@ pub fn take_suppressions() {
     let Some(recorder) = recorder::get() else {
         return;
     };
-    unsafe extern "C" {
-        fn dlsym(handle: *mut c_void, name: *const c_char) -> *mut c_void;
+    let f = weak::lsan_suppressions();
+    if f == 0 {
+        return;
     }
     // SAFETY: the interface says that this function takes nothing and
     // returns a C string that stays.
     unsafe {
-        let f = dlsym(
-            core::ptr::null_mut(),
-            c"__lsan_default_suppressions".as_ptr(),
-        );
-        if f.is_null() {
-            return;
-        }
-        let f = core::mem::transmute::<*mut c_void, extern "C" fn() -> *const u8>(f);
+        let f = core::mem::transmute::<usize, extern "C" fn() -> *const u8>(f);
         let text = f();
         if text.is_null() {
             return;

@@ -2,9 +2,9 @@
 //! program with a thousand libraries starts as fast as one with three.
 
 use crate::recorder::{Recorder, give_way};
-use crate::{real, sys, x86_64};
+use crate::{real, sys, weak, x86_64};
 use core::ffi::c_void;
-use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use leakscope_recorder_core::rows::{self, NewModule};
 use leakscope_recorder_core::unwind::{self, Boundary};
 use leakscope_wire::entry::node;
@@ -31,7 +31,6 @@ struct LinkMap {
 
 type FindObject = unsafe extern "C" fn(*const c_void, *mut Found) -> i32;
 
-static FIND_OBJECT: AtomicUsize = AtomicUsize::new(0);
 static OWN: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
 static ALLOCATOR: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
 static MEMORY_EPOCH: AtomicU64 = AtomicU64::new(0);
@@ -39,7 +38,6 @@ static ROWS_EPOCH: AtomicU64 = AtomicU64::new(1);
 static OLD_LIBC_MISSES: AtomicU64 = AtomicU64::new(0);
 
 unsafe extern "C" {
-    fn dlsym(handle: *mut c_void, name: *const core::ffi::c_char) -> *mut c_void;
     #[link_name = "__ehdr_start"]
     static IMAGE_START: u8;
     #[link_name = "_end"]
@@ -48,9 +46,6 @@ unsafe extern "C" {
 
 /// Finds what the rest of this file needs; once, at start.
 pub fn start() -> (u64, u64) {
-    // SAFETY: a look-up by name in the default scope.
-    let find = unsafe { dlsym(core::ptr::null_mut(), c"_dl_find_object".as_ptr()) };
-    FIND_OBJECT.store(find as usize, Relaxed);
     let own = (&raw const IMAGE_START as u64, &raw const IMAGE_END as u64);
     OWN[0].store(own.0, Relaxed);
     OWN[1].store(own.1, Relaxed);
@@ -112,7 +107,7 @@ struct Described {
 }
 
 fn find(pc: u64) -> Option<Found> {
-    let f = FIND_OBJECT.load(Relaxed);
+    let f = weak::find_object();
     if f == 0 {
         return None;
     }
@@ -145,7 +140,7 @@ fn describe(pc: u64) -> Option<Described> {
             let map = &*found.link_map;
             parse(found.start, Some(map.bias), map.name)
         },
-        None if FIND_OBJECT.load(Relaxed) == 0 => {
+        None if weak::find_object() == 0 => {
             crate::oldlibc::module_start(pc).and_then(|start| parse(start, None, core::ptr::null()))
         }
         None => None,
@@ -274,9 +269,7 @@ pub fn closed() {
     let gone = |start: u64, bias: u64| match find(start) {
         // SAFETY: as in `describe`.
         Some(f) => f.start != start || unsafe { (*f.link_map).bias } != bias,
-        None if FIND_OBJECT.load(Relaxed) == 0 => {
-            crate::oldlibc::module_start(start) != Some(start)
-        }
+        None if weak::find_object() == 0 => crate::oldlibc::module_start(start) != Some(start),
         None => true,
     };
     if rows::unload_modules(&recorder.segment, give_way, gone) {
@@ -366,14 +359,10 @@ pub fn stack_top(sp: u64) -> u64 {
     if sp < tcb && tcb - sp < REACH {
         return tcb;
     }
-    // SAFETY: a look-up by name; the variable holds the stack's end.
-    let end = unsafe {
-        let at = dlsym(core::ptr::null_mut(), c"__libc_stack_end".as_ptr());
-        if at.is_null() {
-            0
-        } else {
-            (at as *const u64).read()
-        }
+    let end = match weak::stack_end() {
+        0 => 0,
+        // SAFETY: the loader's variable of this name is a pointer.
+        at => unsafe { (at as *const u64).read() },
     };
     if sp < end && end - sp < REACH { end } else { 0 }
 }

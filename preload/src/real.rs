@@ -1,6 +1,7 @@
 //! The functions behind the hooks: the next definition in the program's
 //! search order, whichever allocator or library that is.
 
+use crate::{hooks, weak};
 use core::ffi::{CStr, c_char, c_int, c_void};
 use core::sync::atomic::{AtomicUsize, Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
 
@@ -86,16 +87,82 @@ static REAL: [AtomicUsize; COUNT] = [const { AtomicUsize::new(0) }; COUNT];
 /// Set while a look-up runs, whose own allocations must not look up again.
 static LOOKING: AtomicUsize = AtomicUsize::new(0);
 
-unsafe extern "C" {
-    fn dlsym(handle: *mut c_void, name: *const c_char) -> *mut c_void;
-    fn dlopen(name: *const c_char, flags: c_int) -> *mut c_void;
-}
-
 const RTLD_NEXT: *mut c_void = usize::MAX as *mut c_void;
 
-/// True while the calling code runs inside a look-up of ours.
-pub fn looking() -> bool {
-    LOOKING.load(Relaxed) != 0
+/// Looks a name up in the program's search order behind this object.
+fn next(name: &CStr) -> usize {
+    let found = weak::dlsym();
+    let found = if found != 0 { found } else { old_dlsym() };
+    if found == 0 {
+        return 0;
+    }
+    type Dlsym = unsafe extern "C" fn(*mut c_void, *const c_char) -> *mut c_void;
+    // SAFETY: dlsym's C signature; it may be called at any time after
+    // relocation, which has happened, or this code would not run.
+    unsafe {
+        let dlsym = core::mem::transmute::<usize, Dlsym>(found);
+        let result = dlsym(RTLD_NEXT, name.as_ptr()) as usize;
+        if result == 0 {
+            forget_error();
+        }
+        result
+    }
+}
+
+/// The malloc that the program's own calls reach.
+pub fn first_malloc() -> usize {
+    let found = weak::dlsym();
+    if found == 0 {
+        return hooks::malloc as *const () as usize;
+    }
+    type Dlsym = unsafe extern "C" fn(*mut c_void, *const c_char) -> *mut c_void;
+    // SAFETY: as in `next`; a null handle is RTLD_DEFAULT.
+    unsafe {
+        let dlsym = core::mem::transmute::<usize, Dlsym>(found);
+        dlsym(core::ptr::null_mut(), c"malloc".as_ptr()) as usize
+    }
+}
+
+/// dlsym of a glibc before 2.34 in a program without libdl: that library is
+/// part of the same package, so it can be loaded.
+#[cold]
+fn old_dlsym() -> usize {
+    static FOUND: AtomicUsize = AtomicUsize::new(0);
+    let known = FOUND.load(Relaxed);
+    if known != 0 || weak::libc_dlopen() == 0 || weak::libc_dlsym() == 0 {
+        return known;
+    }
+    type Open = unsafe extern "C" fn(*const c_char, c_int) -> *mut c_void;
+    type Sym = unsafe extern "C" fn(*mut c_void, *const c_char) -> *mut c_void;
+    /// RTLD_NOW | __RTLD_DLOPEN, as glibc's own callers pass it.
+    const NOW: c_int = 0x8000_0002u32 as c_int;
+    // SAFETY: the private signatures of glibc 2.2 to 2.33 (include/dlfcn.h).
+    unsafe {
+        let open = core::mem::transmute::<usize, Open>(weak::libc_dlopen());
+        let sym = core::mem::transmute::<usize, Sym>(weak::libc_dlsym());
+        let library = open(c"libdl.so.2".as_ptr(), NOW);
+        if !library.is_null() {
+            FOUND.store(sym(library, c"dlsym".as_ptr()) as usize, Relaxed);
+        }
+    }
+    FOUND.load(Relaxed)
+}
+
+/// Drops the message of a failed look-up, which is not the program's.
+fn forget_error() {
+    let f = weak::dlerror();
+    if f != 0 {
+        // SAFETY: dlerror's C signature.
+        unsafe { core::mem::transmute::<usize, extern "C" fn() -> *const c_char>(f)() };
+    }
+}
+
+/// Looks the allocator up, before anything else can run into the hooks:
+/// free first, since every look-up may free.
+pub fn start() {
+    for index in [FREE, MALLOC, CALLOC, REALLOC, POSIX_MEMALIGN] {
+        get(index);
+    }
 }
 
 /// The function at `index`, or 0 while it is being looked up or when the
@@ -116,17 +183,17 @@ fn find(index: usize) -> usize {
     let (Some(slot), Some(name)) = (REAL.get(index), NAMES.get(index)) else {
         return 0;
     };
-    if LOOKING.fetch_add(1, Acquire) > 64 {
-        LOOKING.fetch_sub(1, Release);
+    // Looking malloc up may itself allocate and free: those calls find the
+    // look-up under way, are served from the arena and freed nowhere.
+    let ours = index <= FREE_ALIGNED_SIZED;
+    if ours && LOOKING.swap(1, Acquire) != 0 {
         return 0;
     }
-    // Looking up malloc may itself allocate: the allocation hooks then see
-    // `looking` and serve from the arena.
-    // SAFETY: dlsym may be called at any time after relocation, which has
-    // happened, or this code would not run.
-    let found = unsafe { dlsym(RTLD_NEXT, name.as_ptr()) } as usize;
+    let found = next(name);
     slot.store(found, Relaxed);
-    LOOKING.fetch_sub(1, Release);
+    if ours {
+        LOOKING.store(0, Release);
+    }
     found
 }
 
@@ -182,19 +249,12 @@ pub extern "C" fn find_operator(slot: &AtomicUsize) -> usize {
     let Some(name) = operator_name(slot) else {
         return missing as *const () as usize;
     };
-    // SAFETY: as in `find`; RTLD_NOLOAD (4) | RTLD_LAZY (1) loads nothing.
-    let found = unsafe {
-        let mut found = dlsym(RTLD_NEXT, name.as_ptr());
-        for library in [c"libstdc++.so.6", c"libc++.so.1"] {
-            if found.is_null() {
-                let handle = dlopen(library.as_ptr(), 5);
-                if !handle.is_null() {
-                    found = dlsym(handle, name.as_ptr());
-                }
-            }
+    let mut found = next(name);
+    for library in [c"libstdc++.so.6", c"libc++.so.1"] {
+        if found == 0 {
+            found = in_library(library, name);
         }
-        found as usize
-    };
+    }
     if found != 0 {
         slot.store(found, Relaxed);
         return found;
@@ -205,5 +265,32 @@ pub extern "C" fn find_operator(slot: &AtomicUsize) -> usize {
         (true, false) => crate::hooks::plain_new as *const () as usize,
         (true, true) => crate::hooks::plain_new_aligned as *const () as usize,
         (false, _) => get(FREE),
+    }
+}
+
+/// A name in a library that is loaded already.
+fn in_library(library: &CStr, name: &CStr) -> usize {
+    let (open, sym) = (weak::dlopen(), weak::dlsym());
+    if open == 0 || sym == 0 {
+        return 0;
+    }
+    type Open = unsafe extern "C" fn(*const c_char, c_int) -> *mut c_void;
+    type Sym = unsafe extern "C" fn(*mut c_void, *const c_char) -> *mut c_void;
+    /// RTLD_NOLOAD | RTLD_LAZY: loads nothing.
+    const LOADED: c_int = 5;
+    // SAFETY: the C signatures of dlopen and dlsym.
+    unsafe {
+        let open = core::mem::transmute::<usize, Open>(open);
+        let sym = core::mem::transmute::<usize, Sym>(sym);
+        let handle = open(library.as_ptr(), LOADED);
+        let found = if handle.is_null() {
+            0
+        } else {
+            sym(handle, name.as_ptr()) as usize
+        };
+        if found == 0 {
+            forget_error();
+        }
+        found
     }
 }
