@@ -12,53 +12,83 @@
 //! calls that block definitely lost too, although the leader holds it. Here
 //! the number of definitely lost blocks does not depend on addresses.
 
-/// No group, no leader, not yet visited.
+use std::collections::{HashMap, VecDeque};
+
+/// No number.
 const NONE: u32 = u32::MAX;
+/// `Node::order` of a block whose group is complete.
+const CLOSED: u32 = u32::MAX - 1;
 /// Longest list of cycle members.
 const MEMBERS: usize = 16;
 /// Most cycles whose members are listed.
 const CYCLES: usize = 1 << 16;
+/// Blocks looked at for the shortest cycle through one leader.
+const CYCLE_SEARCH: usize = 4096;
+
+/// A lost block. What one step of the search needs lies together: in a large
+/// heap each block visited is a cache miss, and these 16 bytes are one.
+#[derive(Clone, Copy)]
+struct Node {
+    /// Where its pointers begin in `Edges::targets`; they end where the next
+    /// block's begin.
+    first: u32,
+    /// When the search came here.
+    order: u32,
+    /// The earliest block known to be in the same group, by `order`; when
+    /// `CLOSED`, the number of the group's root.
+    low: u32,
+    leader: u32,
+}
 
 /// Pointers between lost blocks, which are numbered by ascending address.
 pub(super) struct Edges {
-    /// `targets[first[n]..first[n + 1]]` are the blocks that `n` points to.
-    first: Vec<usize>,
+    nodes: Vec<Node>,
     targets: Vec<u32>,
 }
 
 impl Edges {
     pub fn new(nodes: usize) -> Edges {
-        let mut first = Vec::with_capacity(nodes + 1);
-        first.push(0);
         Edges {
-            first,
+            nodes: Vec::with_capacity(nodes + 1),
             targets: Vec::new(),
         }
     }
 
-    /// Adds `from → to`. Sources come in ascending order.
+    /// Adds `from → to`. Sources come in ascending order. Beyond 2^32
+    /// pointers (32 GiB of lost memory full of them) the rest is ignored.
     pub fn add(&mut self, from: u32, to: u32) {
-        self.seal(from as usize);
-        let own = self.first.last().copied().unwrap_or(0);
-        if from != to && self.targets[own..].last() != Some(&to) {
+        self.seal(from as usize + 1);
+        let own = self.nodes.last().map_or(0, |n| n.first as usize);
+        if from != to
+            && self.targets[own..].last() != Some(&to)
+            && self.targets.len() < NONE as usize
+        {
             self.targets.push(to);
         }
     }
 
-    /// No more sources below `nodes`.
-    pub fn seal(&mut self, nodes: usize) {
-        while self.first.len() <= nodes {
-            self.first.push(self.targets.len());
+    /// No more sources below `nodes` but the last.
+    fn seal(&mut self, nodes: usize) {
+        while self.nodes.len() < nodes {
+            self.nodes.push(Node {
+                first: self.targets.len() as u32,
+                order: NONE,
+                low: NONE,
+                leader: NONE,
+            });
         }
     }
 
-    fn nodes(&self) -> usize {
-        self.first.len() - 1
+    #[inline]
+    fn targets(&self, node: u32) -> (usize, usize) {
+        let node = node as usize;
+        let first = self.nodes[node].first as usize;
+        (first, self.nodes[node + 1].first as usize)
     }
 
     fn of(&self, node: u32) -> &[u32] {
-        let node = node as usize;
-        &self.targets[self.first[node]..self.first[node + 1]]
+        let (first, end) = self.targets(node);
+        &self.targets[first..end]
     }
 }
 
@@ -73,162 +103,156 @@ pub(super) struct Lost {
     pub members: Vec<(u32, Vec<u32>)>,
 }
 
-/// Judges a sealed graph.
-pub(super) fn judge(edges: &Edges) -> Lost {
-    let groups = Groups::of(edges);
-    let nodes = edges.nodes();
-    let mut leaders = Vec::new();
-    let mut led = vec![false; groups.size.len()];
-    for node in 0..nodes as u32 {
-        let group = groups.of_node[node as usize] as usize;
-        if !groups.held[group] && !led[group] {
-            led[group] = true;
-            leaders.push(node);
-        }
-    }
-    let mut leader = vec![NONE; nodes];
+/// Judges `nodes` blocks.
+pub(super) fn judge(mut edges: Edges, nodes: usize) -> Lost {
+    // One more, for the end of the last one's pointers.
+    edges.seal(nodes + 1);
+    let groups = group(&mut edges, nodes);
+    // The search starts from ascending blocks and nothing outside leads into
+    // a group that is lost by itself: its root is its lowest block.
+    let leaders: Vec<u32> = (0..nodes as u32)
+        .filter(|n| edges.nodes[*n as usize].low == *n && !groups.held[*n as usize])
+        .collect();
     let mut work = Vec::new();
     for &first in &leaders {
-        leader[first as usize] = first;
+        edges.nodes[first as usize].leader = first;
         work.push(first);
         while let Some(node) = work.pop() {
-            for &next in edges.of(node) {
-                if leader[next as usize] == NONE {
-                    leader[next as usize] = first;
+            let (from, end) = edges.targets(node);
+            for i in from..end {
+                let next = edges.targets[i];
+                let leader = &mut edges.nodes[next as usize].leader;
+                if *leader == NONE {
+                    *leader = first;
                     work.push(next);
                 }
             }
         }
     }
-    let cycle: Vec<bool> = groups
-        .of_node
-        .iter()
-        .map(|g| groups.size[*g as usize] > 1)
-        .collect();
-    let mut parent = Vec::new();
     let members = leaders
         .iter()
-        .filter(|l| cycle[**l as usize])
+        .filter(|l| groups.many[**l as usize])
         .take(CYCLES)
-        .map(|l| {
-            if parent.is_empty() {
-                parent = vec![NONE; nodes];
-            }
-            (*l, shortest_cycle(edges, &groups, *l, &mut parent))
-        })
+        .map(|l| (*l, cycle_through(&edges, *l)))
         .collect();
+    let nodes = &edges.nodes[..nodes];
     Lost {
-        leader,
-        cycle,
+        leader: nodes.iter().map(|n| n.leader).collect(),
+        cycle: nodes.iter().map(|n| groups.many[n.low as usize]).collect(),
         members,
     }
 }
 
-/// Breadth first within the leader's group; every group is walked once, so
-/// all calls together are linear. `parent` is shared: groups are disjoint.
-fn shortest_cycle(edges: &Edges, groups: &Groups, leader: u32, parent: &mut [u32]) -> Vec<u32> {
-    let group = groups.of_node[leader as usize];
-    let mut queue = vec![leader];
-    parent[leader as usize] = leader;
-    let mut at = 0;
-    while let Some(&node) = queue.get(at) {
-        at += 1;
-        for &next in edges.of(node) {
+/// One shortest cycle through `leader`, breadth first within its group; when
+/// none is found among [`CYCLE_SEARCH`] blocks, the first blocks of the way
+/// along a long one.
+fn cycle_through(edges: &Edges, leader: u32) -> Vec<u32> {
+    let in_group = |node: &u32| edges.nodes[*node as usize].low == leader;
+    let mut parents = HashMap::from([(leader, leader)]);
+    let mut queue = VecDeque::from([leader]);
+    while let Some(node) = queue.pop_front() {
+        for &next in edges.of(node).iter().filter(|n| in_group(n)) {
             if next == leader {
                 let mut cycle = vec![node];
                 let mut up = node;
-                while up != leader {
-                    up = parent[up as usize];
+                while let Some(parent) = parents.get(&up).filter(|_| up != leader) {
+                    up = *parent;
                     cycle.push(up);
                 }
                 cycle.reverse();
                 cycle.truncate(MEMBERS);
                 return cycle;
             }
-            if groups.of_node[next as usize] == group && parent[next as usize] == NONE {
-                parent[next as usize] = node;
-                queue.push(next);
-            }
+            parents.entry(next).or_insert_with(|| {
+                queue.push_back(next);
+                node
+            });
+        }
+        if parents.len() > CYCLE_SEARCH {
+            break;
         }
     }
-    vec![leader]
-}
-
-/// Strongly connected components (Tarjan's algorithm on an explicit stack).
-struct Groups {
-    of_node: Vec<u32>,
-    size: Vec<u32>,
-    /// Whether another group points to it.
-    held: Vec<bool>,
-}
-
-impl Groups {
-    fn of(edges: &Edges) -> Groups {
-        let nodes = edges.nodes();
-        let mut groups = Groups {
-            of_node: vec![NONE; nodes],
-            size: Vec::new(),
-            held: Vec::new(),
+    let mut way = vec![leader];
+    while way.len() < MEMBERS {
+        let last = way.last().map_or(&[][..], |n| edges.of(*n));
+        let Some(next) = last.iter().find(|n| in_group(n) && !way.contains(n)) else {
+            break;
         };
-        let mut order = vec![NONE; nodes];
-        let mut low = vec![NONE; nodes];
-        let mut visited = 0;
-        let mut open: Vec<u32> = Vec::new();
-        // The path from the search's start: a block and its next pointer.
-        let mut path: Vec<(u32, usize)> = Vec::new();
-        for start in 0..nodes as u32 {
-            if order[start as usize] != NONE {
+        way.push(*next);
+    }
+    way
+}
+
+/// Facts about groups, by the number of their root.
+struct Groups {
+    /// Another group points to it.
+    held: Vec<bool>,
+    /// It has two or more blocks.
+    many: Vec<bool>,
+}
+
+/// Strongly connected components: Tarjan's algorithm on an explicit stack.
+/// Leaves the root of its group in each block's `low`.
+fn group(edges: &mut Edges, count: usize) -> Groups {
+    let mut groups = Groups {
+        held: vec![false; count],
+        many: vec![false; count],
+    };
+    let Edges { nodes, targets } = edges;
+    let mut visited = 0;
+    let mut open: Vec<u32> = Vec::new();
+    // The path from the search's start: a block, and which of its pointers
+    // come next.
+    let mut path: Vec<(u32, u32, u32)> = Vec::new();
+    for start in 0..count as u32 {
+        if nodes[start as usize].order != NONE {
+            continue;
+        }
+        let mut enter = Some(start);
+        loop {
+            if let Some(node) = enter.take() {
+                let n = node as usize;
+                nodes[n].order = visited;
+                nodes[n].low = visited;
+                visited += 1;
+                open.push(node);
+                path.push((node, nodes[n].first, nodes[n + 1].first));
+            }
+            let Some((node, next, end)) = path.last_mut() else {
+                break;
+            };
+            let (node, n) = (*node, *node as usize);
+            if next < end {
+                let target = targets[*next as usize];
+                *next += 1;
+                let there = nodes[target as usize];
+                match there.order {
+                    NONE => enter = Some(target),
+                    CLOSED => groups.held[there.low as usize] = true,
+                    order => nodes[n].low = nodes[n].low.min(order),
+                }
                 continue;
             }
-            path.push((start, 0));
-            while let Some((node, next)) = path.last_mut() {
-                let node = *node;
-                let n = node as usize;
-                if *next == 0 && order[n] == NONE {
-                    order[n] = visited;
-                    low[n] = visited;
-                    visited += 1;
-                    open.push(node);
+            path.pop();
+            let above = path.last().map(|(above, ..)| *above as usize);
+            if nodes[n].low < nodes[n].order {
+                if let Some(above) = above {
+                    nodes[above].low = nodes[above].low.min(nodes[n].low);
                 }
-                if let Some(&target) = edges.of(node).get(*next) {
-                    *next += 1;
-                    let t = target as usize;
-                    if order[t] == NONE {
-                        path.push((target, 0));
-                    } else if groups.of_node[t] == NONE {
-                        low[n] = low[n].min(order[t]);
-                    } else {
-                        groups.held[groups.of_node[t] as usize] = true;
-                    }
-                    continue;
-                }
-                path.pop();
-                let closes = low[n] == order[n];
-                if closes {
-                    let group = groups.size.len() as u32;
-                    let mut size = 0;
-                    while let Some(member) = open.pop() {
-                        groups.of_node[member as usize] = group;
-                        size += 1;
-                        if member == node {
-                            break;
-                        }
-                    }
-                    groups.size.push(size);
-                    groups.held.push(false);
-                }
-                if let Some((above, _)) = path.last() {
-                    if closes {
-                        groups.held[groups.of_node[n] as usize] = true;
-                    } else {
-                        let a = *above as usize;
-                        low[a] = low[a].min(low[n]);
-                    }
+                continue;
+            }
+            groups.many[n] = open.last() != Some(&node);
+            groups.held[n] |= above.is_some();
+            while let Some(member) = open.pop() {
+                nodes[member as usize].order = CLOSED;
+                nodes[member as usize].low = node;
+                if member == node {
+                    break;
                 }
             }
         }
-        groups
     }
+    groups
 }
 
 #[cfg(test)]
@@ -242,8 +266,7 @@ mod tests {
         for (from, to) in sorted {
             edges.add(from, to);
         }
-        edges.seal(nodes);
-        judge(&edges)
+        judge(edges, nodes)
     }
 
     #[test]
@@ -284,8 +307,7 @@ mod tests {
         for i in 0..n {
             edges.add(i, (i + 1) % n);
         }
-        edges.seal(n as usize);
-        let l = judge(&edges);
+        let l = judge(edges, n as usize);
         assert!(l.leader.iter().all(|x| *x == 0));
         assert_eq!(l.members[0].1.len(), MEMBERS);
     }

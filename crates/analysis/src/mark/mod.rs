@@ -427,8 +427,7 @@ fn judge_lost(index: &Index, blocks: &[LiveBlock], scanner: &mut Scanner<'_>, ma
             edges.add(from, to);
         }
     }
-    edges.seal(lost.len());
-    let judged = lost::judge(&edges);
+    let judged = lost::judge(edges, lost.len());
     for (number, at) in lost.iter().enumerate() {
         let at = *at as usize;
         let leader = lost[judged.leader[number] as usize];
