@@ -1,5 +1,6 @@
 //! Readable names: C++ and Rust, by what the name itself looks like.
 
+use std::collections::HashMap;
 use std::fmt::{self, Write};
 
 /// Longer mangled names are shown as they are, bytes.
@@ -23,7 +24,7 @@ const CLONES: [&str; 8] = [
 /// A symbol's name as a person writes it: C++ without parameters and return
 /// type, Rust without the hash, C without the suffix of a clone. Unknown
 /// manglings come back as they are.
-pub(crate) fn readable(symbol: &str) -> String {
+fn readable(symbol: &str) -> String {
     let plain = without_clone(symbol);
     if plain.len() > MAX_MANGLED {
         return symbol.to_owned();
@@ -39,12 +40,40 @@ pub(crate) fn readable(symbol: &str) -> String {
         .unwrap_or_else(|| plain.to_owned())
 }
 
+/// Readable names already made; inlined functions recur a lot.
+#[derive(Default)]
+pub(crate) struct Names {
+    known: HashMap<Vec<u8>, String>,
+}
+
+/// Names kept at a time.
+const MAX_NAMES: usize = 1 << 16;
+
+impl Names {
+    /// Readable and linkage name of a symbol.
+    pub(crate) fn of(&mut self, symbol: &[u8]) -> (String, String) {
+        let linkage = String::from_utf8_lossy(symbol).into_owned();
+        if let Some(known) = self.known.get(symbol) {
+            return (known.clone(), linkage);
+        }
+        let name = readable(&linkage);
+        if self.known.len() >= MAX_NAMES {
+            self.known.clear();
+        }
+        self.known.insert(symbol.to_vec(), name.clone());
+        (name, linkage)
+    }
+}
+
 /// True for names that only a mangling compiler makes.
 pub(crate) fn is_mangled(symbol: &[u8]) -> bool {
     symbol.starts_with(b"_Z") || symbol.starts_with(b"_R")
 }
 
 fn without_clone(symbol: &str) -> &str {
+    if !symbol.contains('.') {
+        return symbol;
+    }
     let at = CLONES
         .iter()
         .filter_map(|clone| {

@@ -8,7 +8,7 @@ use leakscope_model::{Notice, RecordedModule};
 use crate::bytes::hex;
 use crate::compress;
 use crate::debuginfod::Client;
-use crate::demangle;
+use crate::demangle::{self, Names};
 use crate::dwarf::{Debug, FindSplit, Found};
 use crate::elf::Elf;
 use crate::locate::{Finder, Located, path};
@@ -34,6 +34,7 @@ pub(crate) struct Named {
 pub(crate) struct Files {
     symbols: Symbols,
     debug: Option<Debug>,
+    names: Names,
     /// True when there is a full symbol table.
     symtab: bool,
 }
@@ -73,30 +74,21 @@ impl Files {
             Some(debug) => debug.lookup(at, find_split),
             None => Vec::new(),
         };
-        let mut named: Vec<Named> = found.into_iter().map(named).collect();
+        let names = &mut self.names;
+        let mut named: Vec<Named> = found.into_iter().map(|f| named(f, names)).collect();
         let symbol = self.symbols.containing(at);
-        match named.last_mut() {
-            // Debug information leaves out the mangled names of lambdas and
-            // local classes. And a function that it has only lines for, such
-            // as one in assembly, has a symbol.
-            Some(outer) => {
-                let mangled = outer
-                    .linkage
-                    .as_deref()
-                    .is_some_and(|l| demangle::is_mangled(l.as_bytes()));
-                if let Some(symbol) = symbol
-                    && (outer.function.is_none() || !mangled && demangle::is_mangled(symbol))
-                {
-                    (outer.function, outer.linkage) = name(symbol);
-                }
-            }
-            None => {
-                let (function, linkage) = symbol.map(name).unwrap_or_default();
-                named.push(Named {
-                    function,
-                    linkage,
-                    ..Named::default()
-                });
+        if named.is_empty() {
+            named.push(Named::default());
+        }
+        // Debug information leaves out the mangled names of lambdas and local
+        // classes. And a function that it has only lines for, such as one in
+        // assembly, has a symbol.
+        if let (Some(outer), Some(symbol)) = (named.last_mut(), symbol) {
+            let is_mangled = |name: &str| demangle::is_mangled(name.as_bytes());
+            let plain = !outer.linkage.as_deref().is_some_and(is_mangled);
+            if outer.function.is_none() || plain && demangle::is_mangled(symbol) {
+                let (function, linkage) = names.of(symbol);
+                (outer.function, outer.linkage) = (Some(function), Some(linkage));
             }
         }
         named
@@ -113,18 +105,9 @@ impl Files {
     }
 }
 
-/// Readable and linkage name of a symbol.
-fn name(symbol: &[u8]) -> (Option<String>, Option<String>) {
-    let linkage = String::from_utf8_lossy(symbol).into_owned();
-    (Some(demangle::readable(&linkage)), Some(linkage))
-}
-
-fn named(found: Found) -> Named {
-    let (function, linkage) = match (&found.name.linkage, &found.name.plain) {
-        (Some(linkage), _) => name(linkage),
-        (None, Some(plain)) => name(plain),
-        (None, None) => (None, None),
-    };
+fn named(found: Found, names: &mut Names) -> Named {
+    let name = found.name.linkage.or(found.name.plain);
+    let (function, linkage) = name.map(|n| names.of(&n)).unzip();
     Named {
         function,
         linkage,
