@@ -246,10 +246,13 @@ impl Module {
                 "module-replaced",
                 "was replaced since it was loaded".to_owned(),
             ),
-            Err(e) if deleted || e.kind() == std::io::ErrorKind::NotFound => (
+            Err(_) if deleted => (
                 "module-deleted",
                 "was deleted since it was loaded".to_owned(),
             ),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                ("module-deleted", "is not there any more".to_owned())
+            }
             Err(e) => ("module-unreadable", format!("cannot be read ({e})")),
         };
         // A name may really end like that.

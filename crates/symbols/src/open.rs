@@ -35,10 +35,11 @@ pub(crate) fn regular_file(root: Option<&Path>, path: &Path) -> io::Result<File>
                 ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
             ) {
                 Ok(fd) => fd,
-                // Kernels before 5.6, and seccomp filters that do not know it.
-                Err(rustix::io::Errno::NOSYS | rustix::io::Errno::PERM) => {
-                    below(&root, path, flags)?
-                }
+                // Kernels before 5.6, seccomp filters that do not know it, and
+                // folders renamed meanwhile.
+                Err(
+                    rustix::io::Errno::NOSYS | rustix::io::Errno::PERM | rustix::io::Errno::AGAIN,
+                ) => below(&root, path, flags)?,
                 Err(e) => return Err(e.into()),
             }
         }
