@@ -213,16 +213,10 @@ pub enum Area {
     Modules,
     /// Bytes of names.
     Strings,
-    /// Stack nodes, [`crate::entry::node`].
-    Nodes,
     /// Heads of the node hash chains: 32-bit node ids.
     Buckets,
-    /// One byte per node: how many frees of its blocks were sampled.
-    Seen,
     /// Shard headers of the live-block table, [`shard`].
     Shards,
-    /// Memory of the shards' tables.
-    Heap,
     /// Recently freed blocks, [`freed`].
     Freed,
     /// Free-site pairs, [`pair`].
@@ -239,6 +233,12 @@ pub enum Area {
     Roots,
     /// Window of the mailbox.
     Window,
+    /// Stack nodes, [`crate::entry::node`].
+    Nodes,
+    /// One byte per node: how many frees of its blocks were sampled.
+    Seen,
+    /// Memory of the shards' tables.
+    Heap,
 }
 
 /// Number of areas.
@@ -408,16 +408,56 @@ pub const MIN_SEGMENT: u64 = 24 << 20;
 /// is address space, not memory.
 pub const DEFAULT_SEGMENT: u64 = 6 << 30;
 
+const fn page_up(bytes: u64) -> u64 {
+    (bytes + PAGE - 1) & !(PAGE - 1)
+}
+
+/// Number of areas whose length does not depend on the segment's: those
+/// before [`Area::Nodes`].
+const FIXED: usize = Area::Nodes as usize;
+
+/// Lengths of the fixed areas, bytes.
+const FIXED_LEN: [u64; FIXED] = {
+    let mut len = [0u64; FIXED];
+    len[Area::Threads as usize] = (thread::COUNT * thread::WORDS * 8) as u64;
+    len[Area::Modules as usize] = (module::COUNT * module::WORDS * 8) as u64;
+    len[Area::Strings as usize] = STRING_BYTES;
+    len[Area::Buckets as usize] = 4 << LOG2_BUCKETS;
+    len[Area::Shards as usize] = (shard::COUNT * shard::WORDS * 8) as u64;
+    len[Area::Freed as usize] = (freed::COUNT * freed::WORDS * 8) as u64;
+    len[Area::Pairs as usize] = (pair::COUNT * pair::WORDS * 8) as u64;
+    len[Area::Errors as usize] = (error::COUNT * error::WORDS * 8) as u64;
+    len[Area::Mappings as usize] = (mapping::COUNT * mapping::WORDS * 8) as u64;
+    len[Area::Fds as usize] = (FD_COUNT * 8) as u64;
+    len[Area::Big as usize] = (BIG_COUNT * 16) as u64;
+    len[Area::Roots as usize] = (ROOT_COUNT * 16) as u64;
+    len[Area::Window as usize] = WINDOW_BYTES;
+    let mut i = 0;
+    while i < FIXED {
+        len[i] = page_up(len[i]);
+        i += 1;
+    }
+    len
+};
+
+/// Offsets of the fixed areas, then the offset of the first other one.
+const FIXED_AT: [u64; FIXED + 1] = {
+    let mut at = [HEADER_BYTES; FIXED + 1];
+    let mut i = 0;
+    while i < FIXED {
+        at[i + 1] = at[i] + FIXED_LEN[i];
+        i += 1;
+    }
+    at
+};
+
 /// Offsets and lengths of the areas; a pure function of the segment's length,
-/// so neither side needs to believe the other.
+/// so neither side needs to believe the other. Most offsets are constants,
+/// which the recorder's speed depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
     len: u64,
-    areas: [(u64, u64); AREAS],
-}
-
-const fn page_up(bytes: u64) -> u64 {
-    (bytes + PAGE - 1) & !(PAGE - 1)
+    nodes: u64,
 }
 
 impl Layout {
@@ -431,42 +471,11 @@ impl Layout {
         if nodes > MAX_NODES {
             nodes = MAX_NODES;
         }
-        let mut sizes = [0u64; AREAS];
-        sizes[Area::Threads as usize] = (thread::COUNT * thread::WORDS * 8) as u64;
-        sizes[Area::Modules as usize] = (module::COUNT * module::WORDS * 8) as u64;
-        sizes[Area::Strings as usize] = STRING_BYTES;
-        sizes[Area::Nodes as usize] = nodes * 16;
-        sizes[Area::Buckets as usize] = 4 << LOG2_BUCKETS;
-        sizes[Area::Seen as usize] = nodes;
-        sizes[Area::Shards as usize] = (shard::COUNT * shard::WORDS * 8) as u64;
-        sizes[Area::Freed as usize] = (freed::COUNT * freed::WORDS * 8) as u64;
-        sizes[Area::Pairs as usize] = (pair::COUNT * pair::WORDS * 8) as u64;
-        sizes[Area::Errors as usize] = (error::COUNT * error::WORDS * 8) as u64;
-        sizes[Area::Mappings as usize] = (mapping::COUNT * mapping::WORDS * 8) as u64;
-        sizes[Area::Fds as usize] = (FD_COUNT * 8) as u64;
-        sizes[Area::Big as usize] = (BIG_COUNT * 16) as u64;
-        sizes[Area::Roots as usize] = (ROOT_COUNT * 16) as u64;
-        sizes[Area::Window as usize] = WINDOW_BYTES;
-        let mut fixed = HEADER_BYTES;
-        let mut i = 0;
-        while i < AREAS {
-            sizes[i] = page_up(sizes[i]);
-            fixed += sizes[i];
-            i += 1;
-        }
-        if fixed + PAGE > len {
+        let layout = Layout { len, nodes };
+        if layout.area(Area::Heap).0 + PAGE > len {
             return None;
         }
-        sizes[Area::Heap as usize] = (len - fixed) & !(PAGE - 1);
-        let mut areas = [(0u64, 0u64); AREAS];
-        let mut at = HEADER_BYTES;
-        i = 0;
-        while i < AREAS {
-            areas[i] = (at, sizes[i]);
-            at += sizes[i];
-            i += 1;
-        }
-        Some(Layout { len, areas })
+        Some(layout)
     }
 
     /// Length of the segment, bytes.
@@ -480,13 +489,25 @@ impl Layout {
     }
 
     /// Offset from the segment's start and length of an area, bytes.
+    #[inline(always)]
     pub const fn area(&self, area: Area) -> (u64, u64) {
-        self.areas[area as usize]
+        let nodes_at = FIXED_AT[FIXED];
+        let nodes_len = page_up(self.nodes * 16);
+        let seen_len = page_up(self.nodes);
+        match area {
+            Area::Nodes => (nodes_at, nodes_len),
+            Area::Seen => (nodes_at + nodes_len, seen_len),
+            Area::Heap => {
+                let at = nodes_at + nodes_len + seen_len;
+                (at, self.len.saturating_sub(at) & !(PAGE - 1))
+            }
+            fixed => (FIXED_AT[fixed as usize], FIXED_LEN[fixed as usize]),
+        }
     }
 
     /// Stack nodes that fit.
     pub const fn nodes(&self) -> u32 {
-        (self.areas[Area::Nodes as usize].1 / 16) as u32
+        self.nodes as u32
     }
 }
 
@@ -494,15 +515,35 @@ impl Layout {
 mod tests {
     use super::*;
 
+    const ALL: [Area; AREAS] = [
+        Area::Threads,
+        Area::Modules,
+        Area::Strings,
+        Area::Buckets,
+        Area::Shards,
+        Area::Freed,
+        Area::Pairs,
+        Area::Errors,
+        Area::Mappings,
+        Area::Fds,
+        Area::Big,
+        Area::Roots,
+        Area::Window,
+        Area::Nodes,
+        Area::Seen,
+        Area::Heap,
+    ];
+
     #[test]
     fn areas_tile_the_segment() {
         for len in [MIN_SEGMENT, 64 << 20, (1 << 30) + 12345, DEFAULT_SEGMENT] {
             let layout = Layout::new(len).unwrap();
             let mut at = HEADER_BYTES;
-            for i in 0..AREAS {
-                assert_eq!(layout.areas[i].0, at);
-                assert_eq!(layout.areas[i].1 % PAGE, 0);
-                at += layout.areas[i].1;
+            for area in ALL {
+                let (start, bytes) = layout.area(area);
+                assert_eq!(start, at);
+                assert_eq!(bytes % PAGE, 0);
+                at += bytes;
             }
             assert!(at <= len && len - at < PAGE, "{at} of {len}");
         }

@@ -35,16 +35,19 @@ impl<'a> Segment<'a> {
     }
 
     /// Its layout.
+    #[inline]
     pub fn layout(&self) -> &Layout {
         &self.layout
     }
 
     /// Address at which it is mapped here.
+    #[inline]
     pub fn base(&self) -> *const u8 {
         self.base
     }
 
     /// The 512 words of the header.
+    #[inline]
     pub fn header(&self) -> &'a [AtomicU64] {
         // SAFETY: the header lies inside the mapping by Layout::new, is
         // aligned, and is only accessed atomically.
@@ -52,12 +55,14 @@ impl<'a> Segment<'a> {
     }
 
     /// One word of the header; the first for an index out of range.
+    #[inline]
     pub fn word(&self, index: usize) -> &'a AtomicU64 {
         let header = self.header();
         header.get(index).unwrap_or(&header[0])
     }
 
     /// The low half of a header word, for futexes.
+    #[inline]
     pub fn futex(&self, index: usize) -> &'a AtomicU32 {
         let word: *const AtomicU64 = self.word(index);
         // SAFETY: a word is 8 bytes and aligned; its low half (little-endian)
@@ -66,6 +71,7 @@ impl<'a> Segment<'a> {
     }
 
     /// An area as 64-bit words.
+    #[inline]
     pub fn words(&self, area: Area) -> &'a [AtomicU64] {
         let (at, len) = self.layout.area(area);
         // SAFETY: areas lie inside the mapping and on pages (Layout::new,
@@ -76,6 +82,7 @@ impl<'a> Segment<'a> {
     }
 
     /// An area as 32-bit words.
+    #[inline]
     pub fn halves(&self, area: Area) -> &'a [AtomicU32] {
         let (at, len) = self.layout.area(area);
         // SAFETY: as in `words`.
@@ -85,6 +92,7 @@ impl<'a> Segment<'a> {
     }
 
     /// An area as bytes.
+    #[inline]
     pub fn bytes(&self, area: Area) -> &'a [AtomicU8] {
         let (at, len) = self.layout.area(area);
         // SAFETY: as in `words`.
