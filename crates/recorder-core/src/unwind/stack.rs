@@ -526,7 +526,7 @@ fn outer_slots(frames: &[Frame], at: usize, limit: usize) -> (usize, usize) {
 #[inline]
 fn last_changed(slots: &[Slot], (first, end): (usize, usize)) -> Option<usize> {
     let mut rest = slots.get(first..end).unwrap_or(&[]);
-    while let Some((outer, chunk)) = rest.split_last_chunk::<8>() {
+    while let Some((outer, chunk)) = rest.split_last_chunk::<4>() {
         let mut difference = 0;
         for slot in chunk {
             difference |= held(slot) ^ slot.value;

@@ -6,7 +6,7 @@ use std::ffi::c_void;
 use std::prelude::v1::*;
 use std::time::Instant;
 
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 200;
 
 /// Least time of `ROUNDS` runs, divided by the events of each, in ns.
 fn best(target: &Target, mut body: impl FnMut()) -> f64 {
@@ -28,23 +28,23 @@ extern "C" fn measure(_: *mut c_void) -> *mut c_void {
     for depth in [10, 30, 60] {
         let target = Target::new(256);
         let cost = best(&target, || {
-            call!("steady", depth - 6, 1_000_003, quick_event());
+            call!("steady", depth - 6, 10_007, quick_event());
         });
         let (frames, slots) = target.kept_size();
         std::println!("steady site, {frames} frames, {slots} slots: {cost:.1} ns");
     }
     let target = Target::new(256);
     let cost = best(&target, || {
-        for seed in 0..40 {
+        for seed in 0..7 {
             call!("random_tree", seed * 7919, 12, quick_event());
         }
     });
     std::println!("random calls: {cost:.1} ns");
     let target = Target::new(256);
     let cost = best(&target, || {
-        call!("every_level", 20_000, quick_event());
+        call!("every_level", 2_003, quick_event());
     });
-    std::println!("recursion, 20 000 deep, event at each level: {cost:.1} ns");
+    std::println!("recursion, 2 003 deep, event at each level: {cost:.1} ns");
     std::ptr::null_mut()
 }
 

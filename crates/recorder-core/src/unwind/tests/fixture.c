@@ -240,7 +240,7 @@ static void trap(int number, siginfo_t *info, void *context) {
 static void ignore(void) { USED(0); }
 int single_steps(event_fn event) {
     struct sigaction action, old;
-    unsigned seed = 7;
+    unsigned seed = 9;
     int sorted[2] = {3, 1};
     step_event = event;
     compare_event = ignore;
@@ -256,4 +256,26 @@ int single_steps(event_fn event) {
     stop_stepping = 1;
     sigaction(SIGTRAP, &old, 0);
     return steps_taken;
+}
+
+// Recursion on a stack of the caller's.
+static __thread event_fn lent_event;
+static void on_lent(int depth) { recurse(depth, lent_event); }
+int on_stack(char *memory, unsigned long size, event_fn event) {
+    ucontext_t lent, back;
+    lent_event = event;
+    getcontext(&lent);
+    lent.uc_stack.ss_sp = memory;
+    lent.uc_stack.ss_size = size;
+    lent.uc_link = &back;
+    makecontext(&lent, (void (*)(void))on_lent, 1, 5);
+    swapcontext(&back, &lent);
+    return 0;
+}
+
+// Code of the caller's, called with the event.
+NOINLINE int through(int (*code)(event_fn), event_fn event) {
+    char pad[24];
+    USED(pad);
+    return code(event) + 1;
 }

@@ -138,7 +138,7 @@ pub(super) struct Target {
     pub(super) seen: Cell<Seen>,
     pub(super) counted: Cell<u64>,
     checked: Cell<bool>,
-    last: Cell<Option<Captured>>,
+    last: Cell<Option<(Context, Captured)>>,
 }
 
 /// Counts of what was compared.
@@ -191,12 +191,17 @@ impl Target {
 
     /// The last capture.
     pub(super) fn last(&self) -> Captured {
-        self.last.get().unwrap()
+        self.last.get().unwrap().1
+    }
+
+    /// Where that was.
+    pub(super) fn last_context(&self) -> Context {
+        self.last.get().unwrap().0
     }
 
     fn event(&self, context: &Context) {
         let kept = self.capture(context);
-        self.last.set(Some(kept));
+        self.last.set(Some((*context, kept)));
         if !self.checked.get() {
             return;
         }
