@@ -3,7 +3,7 @@
 //! Begin with every readable and writable mapping, then cut out
 //!
 //! - heaps: a block counts when it is reached, freed memory never
-//!   ([`heaps`](self) find them by their own structure),
+//!   (found by the structure of their contents),
 //! - the allocator's tables: glibc's `main_arena` points into the last block,
 //! - stacks below the stack pointer, with the 128 bytes under it when the
 //!   thread is inside a system call,
