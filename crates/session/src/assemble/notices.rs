@@ -1,0 +1,133 @@
+//! What the recorder met, in words.
+
+use leakscope_model::quantity::{bytes, count, counted};
+use leakscope_model::{LiveTable, LossSummary, Notice};
+use leakscope_wire::Reader;
+use leakscope_wire::layout::{note, word};
+
+/// Notices from counters and note bits.
+pub(crate) fn recorder(reader: &Reader<'_>, table: &LiveTable) -> Vec<Notice> {
+    let mut all = Vec::new();
+    let mut say = |code: &'static str, message: String| all.push(Notice { code, message });
+    let losses = &table.losses;
+    let notes = reader.word(word::NOTES);
+    let noted = |bit: u64| notes & bit != 0;
+    if noted(note::ALLOCATOR_BYPASS) {
+        say(
+            "allocator-bypass",
+            "the program brings its own malloc, which the recorder cannot get in front of: \
+             blocks of it were not recorded"
+                .to_owned(),
+        );
+    }
+    if noted(note::FOREIGN_ALLOCATOR) {
+        say(
+            "foreign-allocator",
+            "allocations are made by an allocator other than glibc's: its own memory cannot be \
+             told from the program's, which may hide leaks"
+                .to_owned(),
+        );
+    }
+    if noted(note::TABLE_FULL) {
+        say(
+            "table-full",
+            "the table of live blocks was full: later blocks were not recorded; use --sample to \
+             record fewer"
+                .to_owned(),
+        );
+    }
+    if losses.dropped_events > 0 {
+        say(
+            "dropped-events",
+            format!(
+                "{} could not be recorded, so numbers are too low by that much",
+                counted(losses.dropped_events, "event")
+            ),
+        );
+    }
+    if losses.unknown_frees > 0 {
+        say(
+            "unknown-frees",
+            format!(
+                "{} of blocks that the recorder had not seen (made before it was loaded, or by \
+                 another allocator) passed through",
+                counted(losses.unknown_frees, "release")
+            ),
+        );
+    }
+    if losses.cut_stacks > 0 {
+        say(
+            "cut-stacks",
+            format!(
+                "{} ended early in code without unwind information (just-in-time compiled, \
+                 hand-written assembly)",
+                counted(losses.cut_stacks, "call stack")
+            ),
+        );
+    }
+    if losses.deep_stacks > 0 {
+        say(
+            "deep-stacks",
+            format!(
+                "{} were deeper than {} frames and lost their outer ones; use --max-depth to \
+                 keep more",
+                counted(losses.deep_stacks, "call stack"),
+                count(reader.word(word::MAX_DEPTH))
+            ),
+        );
+    }
+    let nodes = reader.word(word::DROPPED_NODES);
+    if nodes > 0 || noted(note::NODES_FULL) {
+        say(
+            "stacks-full",
+            format!(
+                "there was no room for {}: their blocks are listed without a stack",
+                counted(nodes.max(1), "call stack")
+            ),
+        );
+    }
+    let lost = reader.word(word::LOST_CHILDREN);
+    if lost > 0 {
+        say(
+            "lost-children",
+            format!(
+                "{} it forked could not be recorded",
+                counted(lost, "child process")
+            ),
+        );
+    }
+    if noted(note::RAW_FORK) {
+        say(
+            "raw-fork",
+            "a child was forked by a raw system call and is not recorded".to_owned(),
+        );
+    }
+    if noted(note::CHROOT) {
+        say(
+            "chroot",
+            "the program changed its root directory: programs that it starts there cannot load \
+             the recorder"
+                .to_owned(),
+        );
+    }
+    all
+}
+
+/// What a check that the program asked for itself has found.
+pub(crate) fn lsan_notice(ends: bool, loss: &LossSummary) -> Notice {
+    let lost = loss.definite.blocks.saturating_add(loss.possible.blocks);
+    let lost_bytes = loss.definite.bytes.saturating_add(loss.possible.bytes);
+    let function = if ends {
+        "__lsan_do_leak_check"
+    } else {
+        "__lsan_do_recoverable_leak_check"
+    };
+    Notice {
+        code: "lsan-check",
+        message: format!(
+            "the program called {function}: {} ({}) definitely or possibly lost at that moment",
+            counted(lost, "block"),
+            bytes(lost_bytes)
+        ),
+    }
+}

@@ -1,0 +1,265 @@
+//! Loss records with names, what suppressions hide of them, and the sums.
+
+use leakscope_analysis::records::{Classified, FreeSiteIndex, RawRecord, merge, stable_ids};
+use leakscope_analysis::suppressions::{Candidate, SuppressionSet, builtin, parse};
+use leakscope_model::{
+    Addr, Frame, FreeSiteLine, KindTotals, Leak, LiveTable, LossKind, LossSummary, MappingLeak,
+    Notice, StackId, SuppressionUse,
+};
+use leakscope_symbols::{Debuginfod, Options, Symbolizer};
+
+use crate::check::Judgement;
+use crate::image::Image;
+use crate::options::RunOptions;
+use crate::supervisor::Supervisor;
+
+/// Members of a cycle that are named.
+const CYCLE_MEMBERS: usize = 16;
+
+/// Names for the frames of one process: full ones, and bare ones (module and
+/// offset) for what will not be shown.
+pub(crate) struct Names<'a> {
+    table: &'a LiveTable,
+    full: Symbolizer,
+    bare: Symbolizer,
+}
+
+impl<'a> Names<'a> {
+    pub(crate) fn new(options: &RunOptions, image: &Image, table: &'a LiveTable) -> Names<'a> {
+        let bare = Options {
+            enabled: false,
+            ..Options::default()
+        };
+        Names {
+            table,
+            full: Symbolizer::new(symbol_options(options, image, table), &table.modules),
+            bare: Symbolizer::new(bare, &table.modules),
+        }
+    }
+
+    pub(crate) fn stack(&mut self, stack: StackId) -> Vec<Frame> {
+        self.full.resolve_stack(self.table.stacks.frames(stack))
+    }
+
+    fn bare_stack(&mut self, stack: StackId) -> Vec<Frame> {
+        self.bare.resolve_stack(self.table.stacks.frames(stack))
+    }
+
+    /// Where the allocation was, in a few words.
+    fn place(&mut self, stack: StackId) -> String {
+        let frame = self.table.stacks.frames(stack).next();
+        let frame = frame.and_then(|frame| self.full.resolve(frame).into_iter().next());
+        match frame {
+            Some(Frame {
+                function: Some(function),
+                ..
+            }) => function,
+            Some(Frame {
+                module: Some(module),
+                module_offset: Some(offset),
+                ..
+            }) => format!("{module}+{offset:#x}"),
+            _ => "unknown".to_owned(),
+        }
+    }
+
+    pub(crate) fn notices(&self) -> Vec<Notice> {
+        self.full.notices()
+    }
+}
+
+fn symbol_options(options: &RunOptions, image: &Image, table: &LiveTable) -> Options {
+    use std::os::fd::AsRawFd;
+    use std::path::PathBuf;
+    let wanted = &options.symbols;
+    // Through our own descriptors, these paths stay good after its death.
+    let own = |file: &std::fs::File| PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+    let exe = image.exe.as_bytes();
+    let alternatives = (0..)
+        .zip(&table.modules)
+        .filter(|(_, module)| module.path == exe)
+        .filter_map(|(id, _)| Some((leakscope_model::ModuleId(id), own(image.exe_file.as_ref()?))))
+        .collect();
+    Options {
+        enabled: !wanted.no_symbols,
+        debug_dirs: wanted.debug_dirs.clone(),
+        source_root: wanted.source_root.clone(),
+        root: image.root.as_ref().map(own),
+        alternatives,
+        debuginfod: Debuginfod::from_list(&wanted.debuginfod_urls, wanted.debuginfod_cache.clone()),
+    }
+}
+
+/// What was found in one process.
+pub(crate) struct Found {
+    pub leaks: Vec<Leak>,
+    pub loss: LossSummary,
+    pub suppressions: Vec<SuppressionUse>,
+    pub notices: Vec<Notice>,
+}
+
+pub(crate) fn find(supervisor: &Supervisor, judgement: &Judgement, names: &mut Names<'_>) -> Found {
+    let table = &judgement.table;
+    let options = &supervisor.options;
+    let classes = judgement
+        .marked
+        .as_ref()
+        .map_or_else(Classified::default, |marked| Classified {
+            kinds: &marked.kinds,
+            leader: &marked.leader,
+            cycle: &marked.cycle,
+        });
+    let records = merge(table, &classes, options.resolution);
+    let mut notices = Vec::new();
+    let mut set = suppressions(supervisor, judgement, &mut notices);
+    let mut loss = LossSummary::default();
+    let mut kept: Vec<(RawRecord, Vec<Frame>)> = Vec::new();
+    for record in records {
+        let direct = KindTotals {
+            bytes: record.bytes,
+            blocks: record.blocks,
+        };
+        let mut frames = names.bare_stack(record.stack);
+        let module = frames.first().and_then(|frame| frame.module.as_deref());
+        let may_hide = set.may_hide(record.kind, module);
+        if may_hide || options.symbolise.contains(&record.kind) {
+            frames = names.stack(record.stack);
+        }
+        let candidate = Candidate {
+            frames: &frames,
+            kind: record.kind,
+            family: record.family,
+        };
+        if may_hide && set.suppress(&candidate, direct) {
+            add(&mut loss.suppressed, direct);
+            continue;
+        }
+        add(sum_of(&mut loss, record.kind), direct);
+        kept.push((record, frames));
+    }
+    let ids: Vec<(LossKind, &[Frame])> = kept
+        .iter()
+        .map(|(record, frames)| (record.kind, frames.as_slice()))
+        .collect();
+    let ids = stable_ids(&ids);
+    let mut sites = FreeSiteIndex::new(table);
+    let leaks = kept
+        .into_iter()
+        .zip(ids)
+        .map(|((record, stack), id)| leak(options, judgement, names, &mut sites, record, stack, id))
+        .collect();
+    Found {
+        leaks,
+        loss,
+        suppressions: set.uses(),
+        notices,
+    }
+}
+
+fn leak(
+    options: &RunOptions,
+    judgement: &Judgement,
+    names: &mut Names<'_>,
+    sites: &mut FreeSiteIndex<'_>,
+    record: RawRecord,
+    stack: Vec<Frame>,
+    id: String,
+) -> Leak {
+    let blocks = &judgement.table.blocks;
+    let shown = options.symbolise.contains(&record.kind);
+    let (mut free_sites, mut lifetime) = (Vec::new(), None);
+    if shown {
+        let found = sites.of(&record);
+        lifetime = found.lifetime;
+        free_sites = found
+            .top
+            .iter()
+            .map(|(stack, count)| FreeSiteLine {
+                stack: names.stack(*stack),
+                share: *count as f64 / found.samples.max(1) as f64,
+                count: *count,
+            })
+            .collect();
+    }
+    let members = record
+        .cycle_leader
+        .zip(judgement.marked.as_ref())
+        .and_then(|(leader, marked)| marked.cycle_members.get(&leader))
+        .map(|members| {
+            members
+                .iter()
+                .take(CYCLE_MEMBERS)
+                .copied()
+                .collect::<Vec<u32>>()
+        })
+        .unwrap_or_default();
+    let cycle_members = members
+        .iter()
+        .filter_map(|at| blocks.get(*at as usize))
+        .map(|block| names.place(block.stack))
+        .collect();
+    let addresses: Vec<Addr> = record
+        .examples
+        .iter()
+        .filter_map(|at| blocks.get(*at as usize))
+        .map(|block| block.addr)
+        .collect();
+    Leak {
+        id,
+        kind: record.kind,
+        family: record.family,
+        bytes: record.bytes,
+        blocks: record.blocks,
+        indirect: record.indirect,
+        type_name: None,
+        cycle: record.cycle_leader.is_some(),
+        cycle_members,
+        addresses,
+        stack,
+        free_sites,
+        lifetime,
+        estimate: record.estimate,
+    }
+}
+
+/// The user's suppressions, the program's own, the built-in ones: the first
+/// that matches is counted.
+fn suppressions(
+    supervisor: &Supervisor,
+    judgement: &Judgement,
+    notices: &mut Vec<Notice>,
+) -> SuppressionSet {
+    let mut set = SuppressionSet::default();
+    set.extend(supervisor.suppressions.iter().cloned());
+    match parse(&judgement.suppressions, "__lsan_default_suppressions") {
+        Ok(own) => set.extend(own),
+        Err(error) => notices.push(Notice {
+            code: "bad-suppressions",
+            message: format!("the program's own suppressions were left out: failed to {error}"),
+        }),
+    }
+    if supervisor.options.builtin_suppressions {
+        set.extend(builtin());
+    }
+    set
+}
+
+fn sum_of(loss: &mut LossSummary, kind: LossKind) -> &mut KindTotals {
+    match kind {
+        LossKind::Definite => &mut loss.definite,
+        LossKind::Indirect => &mut loss.indirect,
+        LossKind::Possible => &mut loss.possible,
+        LossKind::Reachable => &mut loss.reachable,
+    }
+}
+
+fn add(sum: &mut KindTotals, more: KindTotals) {
+    sum.bytes = sum.bytes.saturating_add(more.bytes);
+    sum.blocks = sum.blocks.saturating_add(more.blocks);
+}
+
+/// Application mappings with names.
+pub(crate) fn mappings(judgement: &Judgement, names: &mut Names<'_>) -> Vec<MappingLeak> {
+    let _ = (judgement, names);
+    Vec::new()
+}

@@ -1,0 +1,271 @@
+//! The leak check: stop, read, judge, let go.
+//!
+//! Everything that needs the process happens here; symbols and wording come
+//! after it was let go (`assemble`).
+
+use std::fs;
+use std::time::Instant;
+
+use leakscope_analysis::mark::{self, Marked};
+use leakscope_analysis::roots::{self, RootInput, RootSwitches};
+use leakscope_memory::MemoryReader;
+use leakscope_model::{
+    Addr, Consistency, Coverage, ExitKind, LiveTable, Notice, RootCounts, StackId, ThreadState,
+};
+use leakscope_tracee::StopError;
+
+use crate::image::Image;
+use crate::live::{self, Asking};
+use crate::mailbox::MailMemory;
+use crate::supervisor::Supervisor;
+
+/// A descriptor that the program opened and has not closed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct OpenFd {
+    /// Number.
+    pub fd: u32,
+    /// What it refers to; empty when that cannot be known any more.
+    pub target: String,
+    /// Stack that opened it, 0 when unknown.
+    pub stack: StackId,
+}
+
+/// Facts and kinds, before they have names.
+#[derive(Debug)]
+pub(crate) struct Judgement {
+    /// What the recorder knew.
+    pub table: LiveTable,
+    /// Loss kinds; `None` where reachability could not be judged.
+    pub marked: Option<Marked>,
+    /// Coverage.
+    pub coverage: Coverage,
+    /// Descriptors.
+    pub fds: Vec<OpenFd>,
+    /// Notices of the check itself.
+    pub notices: Vec<Notice>,
+    /// Suppressions that the program brought along.
+    pub suppressions: Vec<u8>,
+}
+
+/// Checks an image whose asking thread waits.
+pub(crate) fn judge(supervisor: &Supervisor, image: &Image) -> Judgement {
+    judge_live(supervisor, image, Asking::Yes)
+}
+
+/// Checks an image that was not asked and still runs.
+pub(crate) fn judge_running(supervisor: &Supervisor, image: &Image) -> Judgement {
+    judge_live(supervisor, image, Asking::No)
+}
+
+fn judge_live(supervisor: &Supervisor, image: &Image, asking: Asking) -> Judgement {
+    let stopped = match leakscope_tracee::stop(image.pid) {
+        Ok(stopped) => stopped,
+        Err(StopError::Gone(_)) => return judge_dead(image, None),
+        Err(error) => return without_ptrace(supervisor, image, asking, &error),
+    };
+    let mut table = live::table(&image.segment.reader(), asking);
+    name_asking_thread(&mut table, stopped.threads());
+    let (marked, roots) = reach(supervisor, &table, stopped.memory(), stopped.threads());
+    let fds = open_fds(supervisor, image, &table);
+    let mut notices = Vec::new();
+    let skipped = stopped.skipped().len() as u64;
+    let pause = stopped.release();
+    let unstopped = skipped > 0;
+    if unstopped {
+        notices.push(Notice {
+            code: "threads-not-stopped",
+            message: format!(
+                "{} could not be stopped for the check (waiting for a vfork child or a disk), \
+                 so what they held may be missing",
+                leakscope_model::quantity::counted(skipped, "thread")
+            ),
+        });
+    }
+    let consistency = if unstopped {
+        Consistency::Racing
+    } else {
+        Consistency::Stopped
+    };
+    let coverage = coverage(
+        &table,
+        consistency,
+        pause.as_secs_f64(),
+        Some((&marked, roots)),
+    );
+    finish(image, table, Some(marked), coverage, fds, notices)
+}
+
+/// The cooperative way: the asking thread hands over memory itself.
+fn without_ptrace(
+    supervisor: &Supervisor,
+    image: &Image,
+    asking: Asking,
+    error: &StopError,
+) -> Judgement {
+    let reason = match error {
+        StopError::NotPermitted(refusal) => format!("{refusal}; {}", refusal.remedy()),
+        other => other.to_string(),
+    };
+    let began = Instant::now();
+    let memory = match asking {
+        Asking::Yes => MailMemory::open(&image.segment),
+        Asking::No => None,
+    };
+    let Some(memory) = memory else {
+        let mut judgement = judge_dead(image, None);
+        judgement.notices = vec![Notice {
+            code: "no-reachability",
+            message: format!(
+                "the process could not be stopped for the check (failed to {reason}), so all its \
+                 live blocks count as reachable"
+            ),
+        }];
+        return judgement;
+    };
+    let table = live::table(&image.segment.reader(), asking);
+    // Of other threads no stack pointer is known: their stacks are roots as
+    // a whole, as any mapping is.
+    let threads: Vec<ThreadState> = table.hints.asking.iter().cloned().collect();
+    let (marked, roots) = reach(supervisor, &table, &memory, &threads);
+    let fds = open_fds(supervisor, image, &table);
+    let notices = vec![Notice {
+        code: "no-ptrace",
+        message: format!(
+            "the process handed over its memory itself while its other threads ran on, which \
+             may hide leaks: failed to {reason}"
+        ),
+    }];
+    let seconds = began.elapsed().as_secs_f64();
+    let coverage = coverage(&table, Consistency::Racing, seconds, Some((&marked, roots)));
+    finish(image, table, Some(marked), coverage, fds, notices)
+}
+
+/// What is left of a process that ended without asking.
+pub(crate) fn judge_dead(image: &Image, exit: Option<&ExitKind>) -> Judgement {
+    let table = live::table(&image.segment.reader(), Asking::No);
+    let how = match exit {
+        Some(ExitKind::Signal(name)) => format!("was killed by {name}"),
+        Some(ExitKind::Code(_)) | None => "ended without the usual exit".to_owned(),
+    };
+    let notices = vec![Notice {
+        code: "no-reachability",
+        message: format!(
+            "the process {how}, so its memory could not be read: all live blocks count as \
+             reachable"
+        ),
+    }];
+    let coverage = coverage(&table, Consistency::Dead, 0.0, None);
+    let fds = table
+        .fds
+        .iter()
+        .map(|record| OpenFd {
+            fd: record.fd,
+            target: String::new(),
+            stack: record.stack,
+        })
+        .collect();
+    finish(image, table, None, coverage, fds, notices)
+}
+
+fn finish(
+    image: &Image,
+    mut table: LiveTable,
+    marked: Option<Marked>,
+    coverage: Coverage,
+    fds: Vec<OpenFd>,
+    notices: Vec<Notice>,
+) -> Judgement {
+    // The loader does not name the executable itself.
+    for module in table.modules.iter_mut().filter(|m| m.path.is_empty()) {
+        module.path = image.exe.as_bytes().to_vec();
+    }
+    Judgement {
+        table,
+        marked,
+        coverage,
+        fds,
+        notices,
+        suppressions: live::own_suppressions(&image.segment.reader()),
+    }
+}
+
+fn reach(
+    supervisor: &Supervisor,
+    table: &LiveTable,
+    memory: &dyn MemoryReader,
+    threads: &[ThreadState],
+) -> (Marked, RootCounts) {
+    let plan = roots::plan(&RootInput {
+        memory,
+        threads,
+        blocks: &table.blocks,
+        hints: &table.hints,
+        switches: RootSwitches::default(),
+    });
+    let heuristics = &supervisor.options.heuristics;
+    let marked = mark::mark(memory, &table.blocks, &plan, heuristics);
+    (marked, plan.counts)
+}
+
+fn coverage(
+    table: &LiveTable,
+    consistency: Consistency,
+    pause_seconds: f64,
+    judged: Option<(&Marked, RootCounts)>,
+) -> Coverage {
+    Coverage {
+        consistency,
+        pause_seconds,
+        sampled_every_bytes: table.sampled_every_bytes,
+        dropped_events: table.losses.dropped_events,
+        unreadable_bytes: judged.map_or(0, |(marked, _)| marked.unreadable_bytes),
+        scanned_block_bytes: judged.map_or(0, |(marked, _)| marked.scanned_block_bytes),
+        roots: judged.map(|(_, roots)| roots).unwrap_or_default(),
+        reachability: judged.is_some(),
+    }
+}
+
+/// The recorder names the asking thread by an id of the target's namespace;
+/// its control block is the same everywhere.
+fn name_asking_thread(table: &mut LiveTable, threads: &[ThreadState]) {
+    let Some(asking) = table.hints.asking.as_mut() else {
+        return;
+    };
+    let same = |t: &&ThreadState| asking.tcb != Addr(0) && t.tcb == asking.tcb;
+    if let Some(thread) = threads.iter().find(same) {
+        asking.tid = thread.tid;
+    }
+}
+
+/// Open descriptors that the program did not inherit.
+fn open_fds(supervisor: &Supervisor, image: &Image, table: &LiveTable) -> Vec<OpenFd> {
+    let open = supervisor.proc.process(image.pid).descriptors();
+    let recorded = |fd: u32| table.fds.iter().find(|r| r.fd == fd).map(|r| r.stack);
+    open.unwrap_or_default()
+        .into_iter()
+        .filter_map(|open| {
+            let stack = recorded(open.number);
+            // The standard streams are the program's by right, also where it
+            // put something else there.
+            let inherited = image.inherited_fds.get(&open.number) == Some(&open.target);
+            if open.number <= 2 || (inherited && stack.is_none()) {
+                return None;
+            }
+            Some(OpenFd {
+                fd: open.number,
+                target: String::from_utf8_lossy(&open.target).into_owned(),
+                stack: stack.unwrap_or_default(),
+            })
+        })
+        .collect()
+}
+
+/// True when the process runs another program by now: the segment is no
+/// longer in its map. False when that cannot be seen.
+pub(crate) fn was_replaced(image: &Image) -> bool {
+    let Ok(maps) = fs::read(format!("/proc/{}/maps", image.pid)) else {
+        return false;
+    };
+    const NAME: &[u8] = b"/memfd:leakscope";
+    !maps.is_empty() && !maps.windows(NAME.len()).any(|part| part == NAME)
+}
