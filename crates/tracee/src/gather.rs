@@ -75,6 +75,8 @@ pub(crate) struct Gathering {
     threads: BTreeMap<u32, State>,
     began: Instant,
     released: bool,
+    /// Every thread could be detached, or had ended.
+    all_detached: bool,
 }
 
 impl Gathering {
@@ -85,6 +87,7 @@ impl Gathering {
             threads: BTreeMap::new(),
             began: Instant::now(),
             released: false,
+            all_detached: true,
         }
     }
 
@@ -378,6 +381,7 @@ impl Gathering {
     /// Lets every thread go; returns the pause.
     pub(crate) fn release(&mut self) -> Duration {
         if !std::mem::replace(&mut self.released, true) {
+            let mut all_detached = true;
             for (&tid, state) in &self.threads {
                 let signal = match state {
                     State::Stopped(stop) => {
@@ -390,10 +394,17 @@ impl Gathering {
                 };
                 // A thread that is not stopped cannot be detached: the
                 // kernel lets it go when this thread ends, which is next.
-                let _ = ptrace::detach(tid, signal);
+                all_detached &= ptrace::detach(tid, signal).is_ok();
             }
+            self.all_detached = all_detached;
         }
         self.began.elapsed()
+    }
+
+    /// After the release: false when threads remain that the kernel lets go
+    /// only when the calling thread ends.
+    pub(crate) fn are_all_detached(&self) -> bool {
+        self.all_detached
     }
 
     /// Keeps our interruption from being seen as a failed call.

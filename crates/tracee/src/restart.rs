@@ -69,3 +69,39 @@ fn gives_up(call: i64) -> bool {
             | libc::SYS_connect
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::ptrace::zeroed_registers;
+
+    fn interrupted(call: i64) -> Registers {
+        Registers {
+            cs: USER_CS,
+            rax: (-i64::from(libc::EINTR)).cast_unsigned(),
+            orig_rax: call.cast_unsigned(),
+            rip: 0x40_1002,
+            rdi: 17,
+            ..zeroed_registers()
+        }
+    }
+
+    #[test]
+    fn an_interrupted_call_starts_again() {
+        let again = put_back(&interrupted(libc::SYS_epoll_wait)).unwrap();
+        assert_eq!(again.rax, libc::SYS_epoll_wait.cast_unsigned());
+        assert_eq!((again.rip, again.rdi), (0x40_1000, 17));
+    }
+
+    #[test]
+    fn nothing_else_does() {
+        for call in [libc::SYS_close, libc::SYS_write, libc::SYS_poll, -1] {
+            assert!(put_back(&interrupted(call)).is_none(), "{call}");
+        }
+        let wait = interrupted(libc::SYS_epoll_wait);
+        // Came back with an event; 32-bit code; no room for the instruction.
+        assert!(put_back(&Registers { rax: 1, ..wait }).is_none());
+        assert!(put_back(&Registers { cs: 0x23, ..wait }).is_none());
+        assert!(put_back(&Registers { rip: 1, ..wait }).is_none());
+    }
+}

@@ -3,7 +3,7 @@
 use crate::error::StopError;
 use crate::gather::Gathering;
 use crate::memory::LiveMemory;
-use crate::sys::wait;
+use crate::sys::{own_tid, wait};
 use leakscope_model::ThreadState;
 use leakscope_proc::ProcRoot;
 use std::io;
@@ -76,12 +76,19 @@ struct Picture {
     memory: LiveMemory,
 }
 
-/// The body of the tracing thread; returns the pause.
+/// What the tracing thread tells when it ends.
+struct Release {
+    pause: Duration,
+    /// Its own id, if threads remain that are let go only when it is gone.
+    remaining: Option<u32>,
+}
+
+/// The body of the tracing thread.
 fn trace(
     pid: u32,
     report: &Sender<Result<Picture, StopError>>,
     released: &Receiver<()>,
-) -> Duration {
+) -> Release {
     let mut gathering = Gathering::new(pid);
     let picture = gathering.stop_all().and_then(|threads| {
         Ok(Picture {
@@ -91,33 +98,53 @@ fn trace(
             memory: LiveMemory::open(pid)?,
         })
     });
-    let stopped = picture.is_ok();
-    // Detach before an error is told: a caller that sees one may rely on the
-    // process running.
-    let pause = if stopped {
-        None
-    } else {
-        Some(gathering.release())
-    };
-    let heard = report.send(picture).is_ok();
-    if stopped && heard {
-        // A message or a dropped sender: both mean "let go".
-        let _ = released.recv();
+    match picture {
+        Ok(picture) => {
+            if report.send(Ok(picture)).is_ok() {
+                // A message or a dropped sender: both mean "let go".
+                let _ = released.recv();
+            }
+            let_go(&mut gathering)
+        }
+        Err(error) => {
+            // Detached before the error is told: who hears it may rely on
+            // the process running.
+            let release = let_go(&mut gathering);
+            let _ = report.send(Err(error));
+            release
+        }
     }
-    pause.unwrap_or_else(|| gathering.release())
 }
+
+fn let_go(gathering: &mut Gathering) -> Release {
+    let pause = gathering.release();
+    let remaining = (!gathering.are_all_detached()).then(own_tid);
+    Release { pause, remaining }
+}
+
+/// How long the kernel may take to end the tracing thread.
+const END: Duration = Duration::from_secs(2);
 
 /// The tracing thread and the way to end it.
 #[derive(Debug)]
 struct Tracer {
     release: Option<Sender<()>>,
-    thread: Option<JoinHandle<Duration>>,
+    thread: Option<JoinHandle<Release>>,
 }
 
 impl Tracer {
     fn end(&mut self) -> Option<Duration> {
         drop(self.release.take());
-        self.thread.take()?.join().ok()
+        let release = self.thread.take()?.join().ok()?;
+        if let Some(tid) = release.remaining {
+            // Joining returns a little before the kernel lets go.
+            let own = ProcRoot::default().process(std::process::id());
+            let began = Instant::now();
+            while own.task(tid).stat().is_ok() && began.elapsed() < END {
+                std::thread::yield_now();
+            }
+        }
+        Some(release.pause)
     }
 }
 

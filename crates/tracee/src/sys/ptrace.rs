@@ -127,3 +127,10 @@ pub(crate) fn stop_signal(tid: u32) -> io::Result<(c_int, c_int)> {
 pub(crate) fn is_filtered() -> bool {
     interrupt(super::own_tid()).is_err_and(|e| !super::is_gone(&e))
 }
+
+/// Registers that are all zero, for tests.
+#[cfg(test)]
+pub(crate) fn zeroed_registers() -> Registers {
+    // SAFETY: zero is a valid value of each of its integer fields.
+    unsafe { MaybeUninit::zeroed().assume_init() }
+}

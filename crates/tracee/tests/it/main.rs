@@ -20,7 +20,7 @@ fn process(pid: u32) -> Process {
 }
 
 /// Returns once every thread is blocked in a system call. Looks again and
-/// again without sleeping; a program that never gets there hangs the test.
+/// again without sleeping.
 fn until_blocked(pid: u32) {
     let process = process(pid);
     let blocked = |&tid: &u32| {
