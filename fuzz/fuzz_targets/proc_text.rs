@@ -1,0 +1,15 @@
+//! Kernel text: any bytes, every parser.
+#![no_main]
+use leakscope_proc::{auxv, cmdline, descriptor, maps, stat, status, syscall};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|data: &[u8]| {
+    let _ = maps::parse(data);
+    let _ = maps::parse_lenient(data);
+    let _ = stat::parse(data);
+    let _ = status::parse(data);
+    let _ = syscall::parse(data);
+    let _ = cmdline::parse(data);
+    let _ = auxv::parse(data);
+    let _ = descriptor::classify(data);
+});
