@@ -450,3 +450,6 @@ fn thread_state(tid: u32, r: &Registers) -> ThreadState {
         in_syscall: r.orig_rax.cast_signed() >= 0,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -23,16 +23,17 @@ fn process(pid: u32) -> Process {
 /// again without sleeping.
 fn until_blocked(pid: u32) {
     let process = process(pid);
-    let blocked = |&tid: &u32| {
+    let is_blocked = |&tid: &u32| {
         let call = process.task(tid).syscall();
         matches!(call, Ok(Syscall::Inside { .. }))
     };
-    while !process
-        .tasks()
-        .expect("list the threads")
-        .iter()
-        .all(blocked)
-    {
+    loop {
+        let state = process.stat().expect("read the state");
+        assert!(!state.is_dead(), "process {pid} has ended");
+        let tids = process.tasks().expect("list the threads");
+        if tids.iter().all(is_blocked) {
+            return;
+        }
         std::thread::yield_now();
     }
 }
