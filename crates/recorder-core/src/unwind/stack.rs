@@ -121,14 +121,15 @@ pub struct StackCache {
     steps: [Step; CAP],
 }
 
-/// How a walk ended.
+/// How a walk ended. The slots that this depends on are those of the step after
+/// the last one.
 enum Reached {
     /// A kept frame, by index: it and all outer ones hold.
     Kept(usize),
-    /// The outermost frame, as far as these slots hold.
-    End(Slots),
-    /// No way on, as far as these slots hold.
-    Cut(Slots),
+    /// The outermost frame.
+    End,
+    /// No way on.
+    Cut,
     /// More frames than there is room for.
     Full,
 }
@@ -233,8 +234,7 @@ impl StackCache {
             self.memory_epoch = memory_epoch;
             self.probed = Probed::default();
         }
-        let (count, state, reached, foreign) = self.collect(context, bounds, host, rows, at);
-        let mut count = count;
+        let (mut count, reached, foreign) = self.collect(context, bounds, host, rows, at);
         match reached {
             Reached::Kept(at) if count == 0 => {
                 self.last = at;
@@ -243,25 +243,17 @@ impl StackCache {
             Reached::Kept(at) => {
                 self.len = at.wrapping_add(1);
                 self.slots_len = self.frames.get(at).map_or(0, |f| usize::from(f.slots));
-                self.keep(&state.slots);
+                self.keep(count);
             }
-            reached => {
+            Reached::Full => {
                 self.forget(rows);
-                match reached {
-                    Reached::Full => {
-                        self.shifted = true;
-                        count = HALF;
-                    }
-                    Reached::Cut(slots) => {
-                        self.cut = true;
-                        self.keep(&slots);
-                    }
-                    Reached::End(slots) => {
-                        self.cut = false;
-                        self.keep(&slots);
-                    }
-                    Reached::Kept(_) => {}
-                }
+                self.shifted = true;
+                count = HALF;
+            }
+            Reached::End | Reached::Cut => {
+                self.forget(rows);
+                self.cut = matches!(reached, Reached::Cut);
+                self.keep(count);
             }
         }
         self.foreign |= foreign;
@@ -274,8 +266,8 @@ impl StackCache {
     }
 
     /// Walks outwards until a kept frame holds or the stack ends. Leaves the
-    /// frames inner to that in `steps` and returns their number, the state
-    /// reached, why it stopped, and whether foreign stacks were met.
+    /// frames inner to that in `steps` and returns their number, why it
+    /// stopped, and whether foreign stacks were met.
     fn collect<H: Host>(
         &mut self,
         context: &Context,
@@ -283,7 +275,7 @@ impl StackCache {
         host: &H,
         rows: &RowCache<'_>,
         at: usize,
-    ) -> (usize, State, Reached, bool) {
+    ) -> (usize, Reached, bool) {
         let StackCache {
             probed,
             frames,
@@ -300,16 +292,22 @@ impl StackCache {
             1
         };
         let mut region = Region::new(host, bounds, probed, context.sp);
-        let mut state = State {
-            ip: context.ip,
-            sp: context.sp,
-            bp: context.bp,
-            slots: Slots::EMPTY,
-        };
+        if let Some(first) = steps.first_mut() {
+            first.state = State {
+                ip: context.ip,
+                sp: context.sp,
+                bp: context.bp,
+                slots: Slots::EMPTY,
+            };
+        }
         // Frames that may still be met: those outer to `kept`.
         let mut kept = at.wrapping_add(1).min(frames.len());
         let mut count = 0usize;
+        // The walk is at `steps[count]`, whose state alone is set.
         let reached = 'walk: loop {
+            let Some(Step { state, .. }) = steps.get(count) else {
+                break Reached::Full;
+            };
             while let Some(index) = kept.checked_sub(1)
                 && frames.get(index).is_some_and(|frame| frame.sp < state.sp)
             {
@@ -332,64 +330,64 @@ impl StackCache {
                     && let Some(frame) = frames.get(next)
                     && usize::from(frame.slots) > changed
                 {
-                    let Some(step) = steps.get_mut(count) else {
+                    let Some([step, caller]) = pair(steps, count) else {
                         break 'walk Reached::Full;
                     };
-                    *step = Step {
-                        state,
-                        node: inner.node,
-                        own: u64::from(inner.own),
-                    };
-                    count = count.wrapping_add(1);
-                    state = State {
+                    step.node = inner.node;
+                    step.own = u64::from(inner.own);
+                    let range = usize::from(frame.slots)..usize::from(inner.slots);
+                    caller.state = State {
                         ip: node::pc(frame.node),
                         sp: frame.sp,
                         bp: frame.bp,
-                        slots: Slots::EMPTY,
+                        slots: Slots::of(slots.get(range).unwrap_or(&[])),
                     };
-                    let range = usize::from(frame.slots)..usize::from(inner.slots);
-                    for slot in slots.get(range).unwrap_or(&[]) {
-                        if state.slots.add(slot.addr, slot.value).is_none() {
-                            break 'walk Reached::Cut(Slots::EMPTY);
-                        }
-                    }
+                    count = count.wrapping_add(1);
                     inner = frame;
                     kept = next;
                 }
                 kept = kept.saturating_sub(1);
-                if !region.is_here(state.sp) {
-                    region.enter(state.sp);
+                if !region.is_here(inner.sp) {
+                    region.enter(inner.sp);
                 }
             }
-            let (module, row) = resolve::look_up(host, rows, state.ip);
-            let Some(step) = steps.get_mut(count) else {
+            let Some((inner, [caller, ..])) = steps.split_at_mut_checked(count.wrapping_add(1))
+            else {
                 break Reached::Full;
             };
-            *step = Step {
-                state,
-                node: node::frame(module, state.ip),
-                own: u64::from(row.own()),
+            let Some(step) = inner.last_mut() else {
+                break Reached::Full;
+            };
+            let (module, row) = resolve::look_up(host, rows, step.state.ip);
+            step.node = node::frame(module, step.state.ip);
+            step.own = u64::from(row.own());
+            let inner = &*inner;
+            let Some(Step { state, .. }) = inner.last() else {
+                break Reached::Full;
             };
             count = count.wrapping_add(1);
-            let inner = steps.get(..count).unwrap_or(&[]);
             match outward(
-                &state,
+                state,
+                &mut caller.state,
                 row,
                 &mut region,
                 |region| find_rbx(context.bx, inner, host, region),
                 |ip, chained| resolve::is_code(ip, chained, host, rows),
             ) {
-                Outward::Frame(next) => state = next,
-                Outward::End(slots) => break Reached::End(slots),
-                Outward::Cut(slots) => break Reached::Cut(slots),
+                Outward::Frame => {}
+                Outward::End => break Reached::End,
+                Outward::Cut => break Reached::Cut,
             }
         };
-        (count, state, reached, region.met_foreign)
+        (count, reached, region.met_foreign)
     }
 
-    /// Appends slots.
-    fn keep(&mut self, slots: &Slots) {
-        for &slot in slots.as_slice() {
+    /// Appends the slots of step `index`.
+    fn keep(&mut self, index: usize) {
+        let Some(step) = self.steps.get(index) else {
+            return;
+        };
+        for &slot in step.state.slots.as_slice() {
             if let Some(place) = self.slots.get_mut(self.slots_len) {
                 *place = slot;
                 self.slots_len = self.slots_len.wrapping_add(1);
@@ -402,7 +400,7 @@ impl StackCache {
         if self.len >= CAP {
             self.shift();
         }
-        let Some(&step) = self.steps.get(index) else {
+        let Some(step) = self.steps.get(index) else {
             return;
         };
         let mut frame = Frame {
@@ -428,7 +426,7 @@ impl StackCache {
         if let Some(place) = self.frames.get_mut(self.len) {
             *place = frame;
             self.len = self.len.wrapping_add(1);
-            self.keep(&step.state.slots);
+            self.keep(index);
         }
     }
 
@@ -486,6 +484,11 @@ impl StackCache {
         }
         self.captured(at)
     }
+}
+
+/// Step `at` and the one after it.
+fn pair(steps: &mut [Step], at: usize) -> Option<&mut [Step; 2]> {
+    steps.get_mut(at..)?.first_chunk_mut()
 }
 
 /// Id and state of the node that says that outer frames are missing.

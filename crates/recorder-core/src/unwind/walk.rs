@@ -33,6 +33,15 @@ impl Slots {
         count: 0,
     };
 
+    /// These; what does not fit is left out.
+    pub(crate) fn of(slots: &[Slot]) -> Slots {
+        let mut copy = Slots::EMPTY;
+        for slot in slots {
+            let _ = copy.add(slot.addr, slot.value);
+        }
+        copy
+    }
+
     /// Adds one; a step that needed more than there is room for would be
     /// reused wrongly, so the caller must stop on `None`.
     #[inline]
@@ -60,13 +69,15 @@ pub(crate) struct State {
 }
 
 /// What lies outwards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outward {
-    Frame(State),
+    /// A caller.
+    Frame,
     /// Nothing: this frame is the outermost, says the unwind information, or
     /// the return address is 0.
-    End(Slots),
+    End,
     /// Unknown.
-    Cut(Slots),
+    Cut,
 }
 
 /// Reads a stack slot and notes it.
@@ -83,30 +94,38 @@ fn fetch<H: Host>(region: &mut Region<'_, H>, addr: u64, slots: &mut Slots) -> O
     Some(value)
 }
 
-/// Steps outwards from `state` by `row`. `rbx` searches for rbx; `is_code`
-/// judges a return address found by frame pointer.
+/// Steps outwards from `state` by `row` and writes the caller's state, or at
+/// least the slots that were read, to `caller` (in place: a returned state
+/// would be copied in wide words right after it was written in narrow ones,
+/// which stalls). `rbx` searches for rbx; `is_code` judges a return address
+/// found by frame pointer.
 #[inline]
 pub(crate) fn outward<H: Host>(
     state: &State,
+    caller: &mut State,
     row: Row,
     region: &mut Region<'_, H>,
     rbx: impl FnOnce(&mut Region<'_, H>) -> Option<u64>,
     is_code: impl FnOnce(u64, bool) -> bool,
 ) -> Outward {
-    let mut slots = Slots::EMPTY;
+    let slots = &mut caller.slots;
+    slots.count = 0;
     let next = match row.kind() {
-        Kind::End => return Outward::End(slots),
+        Kind::End => return Outward::End,
         Kind::Stop => None,
-        Kind::Signal => interrupted(state, region, &mut slots),
-        Kind::FramePointer => framed(state, region, &mut slots, is_code),
-        _ => called(state, row, region, &mut slots, rbx),
+        Kind::Signal => interrupted(state, region, slots),
+        Kind::FramePointer => framed(state, region, slots, is_code),
+        _ => called(state, row, region, slots, rbx),
     };
     match next {
-        Some((0, ..)) => Outward::End(slots),
+        Some((0, ..)) => Outward::End,
         Some((ip, sp, bp)) if (USER_BEGIN..USER_END).contains(&ip) => {
-            Outward::Frame(State { ip, sp, bp, slots })
+            caller.ip = ip;
+            caller.sp = sp;
+            caller.bp = bp;
+            Outward::Frame
         }
-        _ => Outward::Cut(slots),
+        _ => Outward::Cut,
     }
 }
 
