@@ -12,7 +12,7 @@ use crate::check::Judgement;
 use crate::image::Image;
 use crate::supervisor::Supervisor;
 
-pub(crate) use notices::lsan_notice;
+pub(crate) use notices::{lsan_notice, replaced_notice};
 
 /// The section of a recorded process.
 pub(crate) fn section(

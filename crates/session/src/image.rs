@@ -20,15 +20,21 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use crate::assemble;
 use crate::check::{self, Judgement};
 use crate::listen::{self, Hello, Why};
+use crate::pidfd;
 use crate::program;
+use crate::reaper::exit_kind;
 use crate::segment::SharedSegment;
-use crate::supervisor::{Event, MAX_IMAGES, MAX_LIVE, Supervisor};
+use crate::supervisor::{Event, MAX_IMAGES, MAX_LIVE, Replaced, Roster, Supervisor};
 
 /// How often a silent image is looked at: its death, unless it is our own
 /// child, and a replacement by exec are noticed no sooner.
 const SLICE: Duration = Duration::from_millis(100);
+/// The same right after exec was called.
+const EXEC_SLICE: Duration = Duration::from_micros(200);
 /// How long the status of an ended process may take to reach us.
 const STATUS_PATIENCE: Duration = Duration::from_secs(2);
+/// How often it is asked for.
+const STATUS_SLICE: Duration = Duration::from_millis(10);
 
 /// A process image and how to reach it.
 #[derive(Debug)]
@@ -213,6 +219,7 @@ fn watch(supervisor: &Arc<Supervisor>, image: &Arc<Image>) -> Vec<ProcessReport>
     let mut successor = None;
     let mut judged: Option<Judgement> = None;
     let mut notices: Vec<Notice> = Vec::new();
+    let mut executing = 0u32;
     let ending = loop {
         // Superseded and dead are looked at before the state: a picture that
         // was begun is useless then.
@@ -226,6 +233,11 @@ fn watch(supervisor: &Arc<Supervisor>, image: &Arc<Image>) -> Vec<ProcessReport>
             Duration::ZERO
         };
         if image.is_dead(patience) {
+            // What it became by exec has ended before we looked.
+            if image.state() == state::EXECUTING && !image.superseded.load(Relaxed) {
+                successor = Some(unseen(supervisor, image));
+                break Ending::Replaced;
+            }
             break Ending::Ended;
         }
         match seen {
@@ -260,14 +272,24 @@ fn watch(supervisor: &Arc<Supervisor>, image: &Arc<Image>) -> Vec<ProcessReport>
         if supervisor.finishing() {
             break Ending::StillRunning;
         }
-        if seen != state::LEAVING {
-            image.segment.wait(word::STATE, seen, SLICE);
+        match seen {
+            state::LEAVING => {}
+            // Nobody wakes us when exec has happened, and what it started may
+            // be over soon.
+            state::EXECUTING => {
+                executing += 1;
+                let slice = if executing < 100 { EXEC_SLICE } else { SLICE };
+                image.segment.wait(word::STATE, seen, slice);
+            }
+            _ => image.segment.wait(word::STATE, seen, SLICE),
         }
     };
     let section = conclude(supervisor, image, ending, judged, notices);
     if let Some(successor) = &mut successor {
-        let words = supervisor.roster().inherited.remove(&image.pid);
-        successor.notices.extend(words.unwrap_or_default());
+        let before = supervisor.roster().replaced.remove(&image.pid);
+        successor
+            .notices
+            .extend(before.as_deref().and_then(assemble::replaced_notice));
     }
     section.into_iter().chain(successor).collect()
 }
@@ -285,19 +307,32 @@ fn follow_unrecorded(supervisor: &Supervisor, image: &Image) -> Option<ProcessRe
     if notices.is_empty() {
         notices.push(not_loaded(&exe));
     }
-    while !image.is_dead(SLICE) && !supervisor.finishing() {
-        if image.superseded.load(Relaxed) {
-            return None;
-        }
+    let superseded = || image.superseded.load(Relaxed);
+    while !superseded() && !image.is_dead(SLICE) && !supervisor.finishing() {}
+    // Asked once more: a short-lived successor may have come and gone.
+    if superseded() {
+        return None;
     }
     Some(assemble::unrecorded(assemble::Unrecorded {
         pid: image.pid,
         parent: image.parent,
         exe,
         argv: argv.into_iter().map(text).collect(),
-        exit: exit_of(supervisor, image, false),
+        exit: exit_of(supervisor, image),
         notices,
     }))
+}
+
+/// The section of a program that ended before it could be looked at.
+fn unseen(supervisor: &Supervisor, image: &Image) -> ProcessReport {
+    assemble::unrecorded(assemble::Unrecorded {
+        pid: image.pid,
+        parent: image.parent,
+        exe: "(unknown)".to_owned(),
+        argv: Vec::new(),
+        exit: exit_of(supervisor, image),
+        notices: vec![not_loaded("the program that this process executed")],
+    })
 }
 
 /// Says that a program ran without the recorder for reasons unknown.
@@ -305,8 +340,8 @@ pub(crate) fn not_loaded(exe: &str) -> Notice {
     Notice {
         code: "not-recorded",
         message: format!(
-            "the recorder was not loaded into {exe} (was LD_PRELOAD cleared, or the program \
-             built for another C library?), so nothing is known about its memory"
+            "the recorder was not loaded into {exe} (is it statically linked or \
+             built for another C library, or was LD_PRELOAD cleared?), so nothing is known about its memory"
         ),
     }
 }
@@ -336,6 +371,15 @@ fn release(image: &Image, asked: u32, next: u32, result: u64) {
     image.segment.wake(word::STATE);
 }
 
+/// Lets a process that will outlive us end without asking us first.
+fn dismiss(image: &Image) {
+    let segment = image.segment.segment();
+    let word = segment.futex(word::STATE);
+    // Any other state is that of a thread that is about to ask or was just
+    // answered; that one notices the standing clock.
+    let _ = word.compare_exchange(state::RUNNING, state::LEAVING, AcqRel, Relaxed);
+}
+
 fn conclude(
     supervisor: &Arc<Supervisor>,
     image: &Arc<Image>,
@@ -343,11 +387,21 @@ fn conclude(
     judged: Option<Judgement>,
     mut notices: Vec<Notice>,
 ) -> Option<ProcessReport> {
-    let inherited = supervisor.roster().inherited.remove(&image.pid);
+    // The image before this one may still be about to leave a word.
+    supervisor.wait_for(STATUS_PATIENCE, |roster| {
+        let mut open = roster.open.values();
+        let before = open.any(|i| i.pid == image.pid && i.order < image.order);
+        (!before).then_some(())
+    });
+    let before = supervisor
+        .roster()
+        .replaced
+        .remove(&image.pid)
+        .unwrap_or_default();
     let (judgement, exit) = match ending {
         Ending::Replaced => {
             let Some(judgement) = judged else {
-                leave_word(supervisor, image, inherited);
+                leave_word(supervisor, image, before);
                 return None;
             };
             notices.push(Notice {
@@ -363,68 +417,62 @@ fn conclude(
                 message: "the process still ran when this picture of it was taken".to_owned(),
             });
             let judgement = judged.unwrap_or_else(|| check::judge_running(supervisor, image));
+            dismiss(image);
             (judgement, None)
         }
         Ending::Ended => {
-            let exit = exit_of(supervisor, image, judged.is_some());
+            let exit = exit_of(supervisor, image);
             let judgement = judged.unwrap_or_else(|| check::judge_dead(image, exit.as_ref()));
             (judgement, exit)
         }
     };
     let mut section = assemble::section(supervisor, image, judgement, exit);
-    section.notices.splice(0..0, inherited.unwrap_or_default());
+    section.notices.extend(assemble::replaced_notice(&before));
     section.notices.extend(notices);
     Some(section)
 }
 
-/// Says on the next image of the process what became of this one.
-fn leave_word(supervisor: &Supervisor, image: &Image, inherited: Option<Vec<Notice>>) {
-    let mut words = inherited.unwrap_or_default();
+/// Remembers for the next image of the process what became of this one.
+fn leave_word(supervisor: &Supervisor, image: &Image, mut before: Vec<Replaced>) {
+    // A forked copy that executes something is how every program is started.
     if image.why == Why::Start {
-        let (mut blocks, mut bytes) = (0u64, 0u64);
+        let mut this = Replaced {
+            exe: image.exe.clone(),
+            bytes: 0,
+            blocks: 0,
+        };
         for block in image.segment.reader().blocks() {
-            blocks += 1;
-            bytes = bytes.saturating_add(block.size);
+            this.blocks += 1;
+            this.bytes = this.bytes.saturating_add(block.size);
         }
-        words.push(Notice {
-            code: "exec-replaced",
-            message: format!(
-                "this process ran {} before, which was replaced by exec with {} in {} live and \
-                 not judged (use --at-exec to judge it)",
-                image.exe,
-                leakscope_model::quantity::bytes(bytes),
-                leakscope_model::quantity::counted(blocks, "block"),
-            ),
-        });
+        before.push(this);
     }
-    if !words.is_empty() {
-        supervisor.roster().inherited.insert(image.pid, words);
+    if !before.is_empty() {
+        supervisor.roster().replaced.insert(image.pid, before);
     }
 }
 
-/// How the process ended. Exactly known for our child and for orphans; for
-/// the children of others by what they passed to exit, if they did.
-fn exit_of(supervisor: &Supervisor, image: &Image, asked: bool) -> Option<ExitKind> {
-    let own = supervisor.own;
-    let ours = || {
-        let main = supervisor.roster().main == Some(image.pid);
-        let stat = supervisor.proc.process(image.pid).stat();
-        main || stat.is_ok_and(|stat| stat.parent == own)
-    };
-    let limit = if ours() {
-        STATUS_PATIENCE
-    } else {
-        Duration::ZERO
-    };
+/// How the process ended, if that can be known: our child and orphans we wait
+/// for ourselves; of the children of others the kernel tells once they have
+/// been waited for.
+fn exit_of(supervisor: &Supervisor, image: &Image) -> Option<ExitKind> {
+    let deadline = Instant::now() + STATUS_PATIENCE;
     // The main thread sleeps until it is told: it may be the one to reap.
     supervisor.tell(Event::Changed);
-    let waited = supervisor.wait_for(limit, |roster| roster.ended.get(&image.pid).cloned());
-    match waited {
-        Some(ended) => Some(ended.exit),
-        None if asked => {
-            let status = image.segment.reader().word(word::ASK_STATUS);
-            Some(ExitKind::Code((status & 0xff) as i32))
+    loop {
+        let found = |roster: &mut Roster| roster.ended.get(&image.pid).cloned();
+        if let Some(ended) = supervisor.wait_for(STATUS_SLICE, found) {
+            return Some(ended.exit);
         }
-        None => None,
+        let told = image.pidfd.as_ref().and_then(pidfd::wait_status);
+        if let Some(status) = told {
+            return Some(exit_kind(status));
+        }
+        // A zombie is still to be waited for; what is gone is past telling.
+        let stat = supervisor.proc.process(image.pid).stat();
+        let waits = stat.is_ok_and(|stat| stat.is_dead());
+        if !waits || Instant::now() >= deadline {
+            return None;
+        }
     }
 }

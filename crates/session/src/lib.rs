@@ -20,6 +20,7 @@ mod listen;
 mod live;
 mod mailbox;
 mod options;
+mod pidfd;
 mod place;
 mod program;
 mod reaper;

@@ -51,19 +51,22 @@ pub(crate) fn look(pid: u32) -> Child {
 }
 
 fn ended(status: &WaitIdStatus) -> Option<Ended> {
-    if let Some(code) = status.exit_status() {
-        return Some(Ended {
-            exit: ExitKind::Code(code & 0xff),
-            status: (code & 0xff) << 8,
-        });
-    }
-    let signal = status.terminating_signal()?;
     const CORE_DUMPED: i32 = 0x80;
     let core = if status.dumped() { CORE_DUMPED } else { 0 };
+    let code = status.exit_status().map(|code| (code & 0xff) << 8);
+    let status = code.or_else(|| status.terminating_signal().map(|s| s & 0x7f | core))?;
     Some(Ended {
-        exit: ExitKind::Signal(signals::name(signal)),
-        status: signal & 0x7f | core,
+        exit: exit_kind(status),
+        status,
     })
+}
+
+/// What a status of wait(2) says about an ended process.
+pub(crate) fn exit_kind(status: i32) -> ExitKind {
+    match status & 0x7f {
+        0 => ExitKind::Code(status >> 8 & 0xff),
+        signal => ExitKind::Signal(signals::name(signal)),
+    }
 }
 
 /// All children of this process, whichever thread started or inherited them.

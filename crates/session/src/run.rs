@@ -16,7 +16,7 @@ use leakscope_wire::hello::ENV_SOCKET;
 use leakscope_wire::layout::state;
 use rustix::process::{Pid, Resource, Signal, getrlimit, kill_process, setrlimit};
 
-use crate::assemble::{Unrecorded, unrecorded};
+use crate::assemble::{Unrecorded, replaced_notice, unrecorded};
 use crate::clock::Clock;
 use crate::image::{not_loaded, serve};
 use crate::listen::Listener;
@@ -432,8 +432,9 @@ fn outcome(
     let mut processes: Vec<ProcessReport> = sections.into_iter().map(|(_, s)| s).collect();
     if !processes.iter().any(|section| section.pid == main) {
         let exe = file.display().to_string();
-        let mut notices: Vec<Notice> = roster.inherited.remove(&main).unwrap_or_default();
-        notices.push(obstacle.unwrap_or_else(|| not_loaded(&exe)));
+        let mut notices = vec![obstacle.unwrap_or_else(|| not_loaded(&exe))];
+        let before = roster.replaced.remove(&main).unwrap_or_default();
+        notices.extend(replaced_notice(&before));
         let argv = &supervisor.options.argv;
         let section = unrecorded(Unrecorded {
             pid: main,

@@ -8,7 +8,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use leakscope_analysis::suppressions::Suppression;
-use leakscope_model::{ExitKind, Notice, ProcessReport};
+use leakscope_model::{ExitKind, ProcessReport};
 use leakscope_proc::ProcRoot;
 
 use crate::clock::Clock;
@@ -49,6 +49,17 @@ pub(crate) struct Ended {
     pub status: i32,
 }
 
+/// An image that was replaced by exec and not judged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Replaced {
+    /// Its executable.
+    pub exe: String,
+    /// Live bytes.
+    pub bytes: u64,
+    /// Live blocks.
+    pub blocks: u64,
+}
+
 /// Who is there.
 #[derive(Debug, Default)]
 pub(crate) struct Roster {
@@ -60,8 +71,9 @@ pub(crate) struct Roster {
     pub open: HashMap<usize, Arc<Image>>,
     /// Finished sections, by order of hello.
     pub sections: Vec<(usize, ProcessReport)>,
-    /// Notices for the next image of a process.
-    pub inherited: HashMap<u32, Vec<Notice>>,
+    /// By process: images that exec replaced and nobody judged, for a word in
+    /// the section of the next one.
+    pub replaced: HashMap<u32, Vec<Replaced>>,
     /// Images accepted so far.
     pub accepted: usize,
     /// Images that were refused for lack of room.

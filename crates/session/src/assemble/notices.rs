@@ -5,6 +5,8 @@ use leakscope_model::{LiveTable, LossSummary, Notice};
 use leakscope_wire::Reader;
 use leakscope_wire::layout::{note, word};
 
+use crate::supervisor::Replaced;
+
 /// Notices from counters and note bits.
 pub(crate) fn recorder(reader: &Reader<'_>, table: &LiveTable) -> Vec<Notice> {
     let mut all = Vec::new();
@@ -113,6 +115,27 @@ pub(crate) fn recorder(reader: &Reader<'_>, table: &LiveTable) -> Vec<Notice> {
     all
 }
 
+/// What the process ran before, if anything.
+pub(crate) fn replaced_notice(before: &[Replaced]) -> Option<Notice> {
+    let mut exes: Vec<&str> = before.iter().map(|r| r.exe.as_str()).collect();
+    exes.dedup();
+    let (last, first) = exes.split_last()?;
+    let names = match first {
+        [] => (*last).to_owned(),
+        _ => format!("{} and {last}", first.join(", ")),
+    };
+    let sum = |of: fn(&Replaced) -> u64| before.iter().map(of).fold(0u64, u64::saturating_add);
+    Some(Notice {
+        code: "exec-replaced",
+        message: format!(
+            "this process ran {names} before, replaced by exec with {} in {} live and not \
+             judged (use --at-exec to judge that too)",
+            bytes(sum(|r| r.bytes)),
+            counted(sum(|r| r.blocks), "block"),
+        ),
+    })
+}
+
 /// What a check that the program asked for itself has found.
 pub(crate) fn lsan_notice(ends: bool, loss: &LossSummary) -> Notice {
     let lost = loss.definite.blocks.saturating_add(loss.possible.blocks);
@@ -129,5 +152,31 @@ pub(crate) fn lsan_notice(ends: bool, loss: &LossSummary) -> Notice {
             counted(lost, "block"),
             bytes(lost_bytes)
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn images_before_are_named_in_order() {
+        let ran = |exe: &str| Replaced {
+            exe: exe.to_owned(),
+            bytes: 31,
+            blocks: 1,
+        };
+        assert_eq!(replaced_notice(&[]), None);
+        let three = [
+            ran("/bin/env"),
+            ran("/bin/sh"),
+            ran("/bin/sh"),
+            ran("/bin/b"),
+        ];
+        let notice = replaced_notice(&three).unwrap();
+        assert_eq!(notice.code, "exec-replaced");
+        let start = "this process ran /bin/env, /bin/sh and /bin/b before, replaced by exec with \
+            124 bytes in 4 blocks live";
+        assert!(notice.message.starts_with(start), "{}", notice.message);
     }
 }

@@ -122,7 +122,7 @@ pub(crate) fn find(supervisor: &Supervisor, judgement: &Judgement, names: &mut N
         let mut frames = names.bare_stack(record.stack);
         let module = frames.first().and_then(|frame| frame.module.as_deref());
         let may_hide = set.may_hide(record.kind, module);
-        if may_hide || options.symbolise.contains(&record.kind) {
+        if may_hide || is_shown(options, judgement, record.kind) {
             frames = names.stack(record.stack);
         }
         let candidate = Candidate {
@@ -156,6 +156,11 @@ pub(crate) fn find(supervisor: &Supervisor, judgement: &Judgement, names: &mut N
     }
 }
 
+/// Without reachability the live blocks are all there is to show.
+fn is_shown(options: &RunOptions, judgement: &Judgement, kind: LossKind) -> bool {
+    judgement.marked.is_none() || options.symbolise.contains(&kind)
+}
+
 fn leak(
     options: &RunOptions,
     judgement: &Judgement,
@@ -166,7 +171,7 @@ fn leak(
     id: String,
 ) -> Leak {
     let blocks = &judgement.table.blocks;
-    let shown = options.symbolise.contains(&record.kind);
+    let shown = is_shown(options, judgement, record.kind);
     let (mut free_sites, mut lifetime) = (Vec::new(), None);
     if shown {
         let found = sites.of(&record);
