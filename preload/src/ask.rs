@@ -1,10 +1,10 @@
 //! Asking the supervisor for a leak check, and waiting for the answer.
 
 use crate::recorder::{self, Access, Place, Recorder};
-use crate::sys;
 use crate::x86_64::{self, Saved};
+use crate::{quiet, sys};
 use core::sync::atomic::{Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
-use leakscope_wire::layout::{Area, WINDOW_BYTES, answer, config, mail, state, word};
+use leakscope_wire::layout::{Area, WINDOW_BYTES, answer, config, mail, note, state, word};
 
 /// One turn of waiting, milliseconds.
 const TURN_MS: u64 = 20;
@@ -32,11 +32,9 @@ extern "C" fn quick_exit_body(saved: &Saved, _: usize, _: usize, bx: usize, sp: 
 }
 
 extern "C" fn lsan_body(saved: &Saved, _: usize, _: usize, bx: usize, sp: usize, bp: usize) {
-    /// LeakSanitizer's exit code for leaks (its flag `exitcode`).
-    const LSAN_EXIT: usize = 23;
-    if ask(state::ASK_LSAN, saved, Place { sp, bp, bx }) == answer::LEAKS {
-        sys::call(sys::nr::EXIT_GROUP, [LSAN_EXIT, 0, 0, 0, 0, 0]);
-    }
+    // LeakSanitizer would end the program here when it finds leaks; the
+    // program's own fate is not ours to change.
+    ask(state::ASK_LSAN, saved, Place { sp, bp, bx });
 }
 
 extern "C" fn lsan_recoverable_body(
@@ -65,7 +63,7 @@ pub fn at_exec(recorder: &Recorder, saved: &Saved, place: Place) {
 /// True when the recorder's segment belongs to this very process, not to the
 /// parent of a vfork child.
 pub fn own_process(recorder: &Recorder) -> bool {
-    recorder.segment.word(word::PID).load(Relaxed) == u64::from(sys::getpid())
+    quiet::on() || recorder.segment.word(word::PID).load(Relaxed) == u64::from(sys::getpid())
 }
 
 fn ask(what: u32, saved: &Saved, place: Place) -> u64 {
@@ -75,6 +73,12 @@ fn ask(what: u32, saved: &Saved, place: Place) -> u64 {
         Access::Off => return answer::CLEAN,
     };
     let mut result = answer::CLEAN;
+    if crate::lsan::turned_off() {
+        recorder
+            .segment
+            .word(word::NOTES)
+            .fetch_or(note::LSAN_TURNED_OFF, Relaxed);
+    }
     if own_process(recorder) {
         result = wait(recorder, what, saved, place);
     }
@@ -87,15 +91,11 @@ fn ask(what: u32, saved: &Saved, place: Place) -> u64 {
 fn wait(recorder: &Recorder, what: u32, saved: &Saved, place: Place) -> u64 {
     let s = &recorder.segment;
     let state_word = s.futex(word::STATE);
-    // Two threads may exit at once: the first asks, the others go on.
-    if state_word
-        .compare_exchange(state::RUNNING, state::STARTING_ASK, Acquire, Relaxed)
-        .is_err()
-    {
+    if !turn(recorder) {
         return answer::CLEAN;
     }
     s.word(word::ASK_TID)
-        .store(u64::from(sys::gettid()), Relaxed);
+        .store(u64::from(sys::quiet_gettid()), Relaxed);
     s.word(word::ASK_SP).store(place.sp as u64, Relaxed);
     s.word(word::ASK_TCB)
         .store(x86_64::thread_control_block(), Relaxed);
@@ -128,7 +128,34 @@ fn wait(recorder: &Recorder, what: u32, saved: &Saved, place: Place) -> u64 {
     }
     let ends = matches!(what, state::ASK_EXIT | state::ASK_FAST_EXIT);
     state_word.store(if ends { state::LEAVING } else { state::RUNNING }, Release);
+    sys::futex_wake(state_word);
     s.word(word::RESULT).load(Acquire)
+}
+
+/// Waits for the calling thread's turn to ask: one thread asks at a time.
+/// False when there is nothing left to ask, or the wait is over.
+fn turn(recorder: &Recorder) -> bool {
+    let state_word = recorder.segment.futex(word::STATE);
+    let mut clock = recorder.clock();
+    let mut idle = 0;
+    while idle < PATIENCE {
+        match state_word.compare_exchange(state::RUNNING, state::STARTING_ASK, Acquire, Acquire) {
+            Ok(_) => return true,
+            // Judged already; the process is on its way out.
+            Err(state::LEAVING) => return false,
+            // exec failed in a way that did not tell us.
+            Err(state::EXECUTING) => {
+                let _ =
+                    state_word.compare_exchange(state::EXECUTING, state::RUNNING, Acquire, Relaxed);
+            }
+            // Another thread's check runs: the process must not end under it.
+            Err(other) => sys::futex_wait(state_word, other, TURN_MS),
+        }
+        let now = recorder.clock();
+        idle = if now == clock { idle + 1 } else { 0 };
+        clock = now;
+    }
+    false
 }
 
 /// Copies what the supervisor cannot read itself into the window.

@@ -45,6 +45,8 @@ pub struct Fields {
     pub last_alloc: u64,
     /// See `last_alloc`.
     pub last_family: u8,
+    /// Its size.
+    pub last_size: u64,
     /// State of the lot.
     pub lot: u32,
     /// Bytes until the next sample.
@@ -72,6 +74,10 @@ pub struct Cell {
 /// Value of the thread word after the thread's destructors ran.
 pub const ENDED: usize = 1;
 
+/// First word of the reservation.
+const CANARY: u32 = 0x6c65_616b;
+/// The canary's page.
+const HEAD_BYTES: usize = 4096;
 const MAX_CELLS: usize = 4096;
 const CELL_BYTES: usize = (core::mem::size_of::<Cell>() + 4095) & !4095;
 
@@ -80,18 +86,37 @@ static CAPACITY: AtomicUsize = AtomicUsize::new(0);
 /// 1 for each cell in use. Not in wiped memory: reset by `forked`.
 static USED: [AtomicU32; MAX_CELLS] = [const { AtomicU32::new(0) }; MAX_CELLS];
 
+/// True while the memory of the cells is the one this process made: false in
+/// a forked child, true in a vfork child, which shares it.
+pub fn same_memory() -> bool {
+    let base = BASE.load(Acquire);
+    // SAFETY: the first page of the reservation holds the canary.
+    base != 0 && unsafe { (*(base as *const AtomicU32)).load(Relaxed) } == CANARY
+}
+
+/// Marks the memory as made by this process.
+fn set_canary() {
+    let base = BASE.load(Acquire);
+    if base != 0 {
+        // SAFETY: as above.
+        unsafe { (*(base as *const AtomicU32)).store(CANARY, Relaxed) };
+    }
+}
+
 /// Reserves address space for the cells; fewer when that is short.
 pub fn reserve() -> Option<(u64, u64)> {
     let mut count = MAX_CELLS;
     while count >= 16 {
-        if let Some(base) = sys::map_private(count * CELL_BYTES) {
-            if !sys::advise(base, count * CELL_BYTES, sys::MADV_WIPEONFORK) {
-                sys::unmap(base, count * CELL_BYTES);
+        let bytes = HEAD_BYTES + count * CELL_BYTES;
+        if let Some(base) = sys::map_private(bytes) {
+            if !sys::advise(base, bytes, sys::MADV_WIPEONFORK) {
+                sys::unmap(base, bytes);
                 return None;
             }
             CAPACITY.store(count, Relaxed);
             BASE.store(base, Release);
-            return Some((base as u64, (base + count * CELL_BYTES) as u64));
+            set_canary();
+            return Some((base as u64, (base + bytes) as u64));
         }
         count /= 4;
     }
@@ -103,6 +128,7 @@ pub fn forked() {
     for used in &USED {
         used.store(0, Relaxed);
     }
+    set_canary();
     x86_64::set_thread_word(0);
 }
 
@@ -118,12 +144,6 @@ pub fn current() -> Option<&'static Cell> {
     (cell.live.load(Relaxed) != 0).then_some(cell)
 }
 
-/// True once the thread's destructors ran, or its cell was wiped by a fork
-/// that nobody announced.
-pub fn unusable() -> bool {
-    x86_64::thread_word() != 0
-}
-
 /// Gives the calling thread a cell with `slot` as its row of counters.
 pub fn adopt(slot: u16, lot: u32) -> Option<&'static Cell> {
     let base = BASE.load(Acquire);
@@ -133,7 +153,7 @@ pub fn adopt(slot: u16, lot: u32) -> Option<&'static Cell> {
     }
     for (i, used) in USED.iter().enumerate().take(capacity) {
         if used.load(Relaxed) == 0 && used.compare_exchange(0, 1, AcqRel, Relaxed).is_ok() {
-            let at = base + i * CELL_BYTES;
+            let at = base + HEAD_BYTES + i * CELL_BYTES;
             // SAFETY: cell i lies inside the reservation and is ours alone
             // now; all-zero and formerly used bytes are both valid.
             let cell = unsafe { &*(at as *const Cell) };
@@ -144,6 +164,7 @@ pub fn adopt(slot: u16, lot: u32) -> Option<&'static Cell> {
             f.lsan_off = 0;
             f.just_freed = 0;
             f.last_alloc = 0;
+            f.last_size = 0;
             f.lot = lot | 1;
             f.sample_left = 0;
             f.pending_len = 0;
@@ -164,7 +185,7 @@ impl Cell {
     /// Gives the cell back; the thread has ended.
     pub fn release(&self) {
         let at: *const Cell = self;
-        let index = (at as usize).wrapping_sub(BASE.load(Relaxed)) / CELL_BYTES;
+        let index = (at as usize).wrapping_sub(BASE.load(Relaxed) + HEAD_BYTES) / CELL_BYTES;
         self.live.store(0, Relaxed);
         x86_64::set_thread_word(ENDED);
         if let Some(used) = USED.get(index) {

@@ -6,8 +6,8 @@
 use crate::cell::Waiting;
 use crate::recorder::{self, Access, Place};
 use crate::x86_64::{self, Saved};
-use crate::{arena, ask, descriptors, exec, mappings, modules, real};
-use leakscope_wire::entry::{FAMILY_MALLOC, FAMILY_NEW, FAMILY_NEW_ARRAY};
+use crate::{arena, ask, descriptors, exec, mappings, modules, quiet, real};
+use leakscope_wire::entry::{FAMILY_MALLOC, FAMILY_MASK, FAMILY_NEW, FAMILY_NEW_ARRAY};
 
 const MALLOC: u8 = FAMILY_MALLOC as u8;
 const NEW: u32 = FAMILY_NEW;
@@ -180,8 +180,12 @@ fn resize(addr: usize, size: usize, place: Place, call: impl FnOnce() -> Option<
     let before = match recorder::access() {
         Access::Inside(recorder, mut inside) => {
             let before = recorder.moving(&mut inside, addr as u64);
-            if before.is_none() {
-                recorder.unknown_realloc(&mut inside, addr as u64, place);
+            match before {
+                None => recorder.unknown_realloc(&mut inside, addr as u64, place),
+                Some(old) if old.flags & FAMILY_MASK != FAMILY_MALLOC => {
+                    recorder.wrong_realloc(&mut inside, addr as u64, old, place);
+                }
+                Some(_) => {}
             }
             recorder.leave(inside);
             before
@@ -249,10 +253,14 @@ extern "C" fn reallocarray_body(
     sp: usize,
     bp: usize,
 ) -> usize {
-    let total = count.saturating_mul(size);
-    resize(addr, total, Place { sp, bp, bx }, || {
-        original!(real::REALLOCARRAY, addr, count, size)
-    })
+    // The original would call realloc through our hook, and the block would
+    // seem to be made by the C library.
+    match count.checked_mul(size) {
+        Some(total) => resize(addr, total, Place { sp, bp, bx }, || {
+            original!(real::REALLOC, addr, total)
+        }),
+        None => original!(real::REALLOCARRAY, addr, count, size).unwrap_or(0),
+    }
 }
 
 extern "C" fn posix_memalign_body(
@@ -493,12 +501,16 @@ x86_64::before! {
     execl => real::EXECL;
     execlp => real::EXECLP;
     execle => real::EXECLE;
+    posix_spawn => real::POSIX_SPAWN;
+    posix_spawnp => real::POSIX_SPAWNP;
+    prctl => real::PRCTL;
+    syscall => real::SYSCALL;
 }
 
 /// What the generic stubs do before the original runs; returns the original.
 pub extern "C" fn before(
     index: usize,
-    saved: &Saved,
+    saved: &mut Saved,
     _: usize,
     bx: usize,
     sp: usize,
@@ -509,7 +521,10 @@ pub extern "C" fn before(
         real::MUNMAP => mappings::unmapped(saved.args[0], saved.args[1]),
         real::CLOSE => descriptors::closed(saved.args[0]),
         real::EXIT_NOW | real::EXIT_NOW_C => ask::at_fast_exit(saved, place),
-        real::EXECVE..=real::EXECLE => exec::about_to(saved, place),
+        real::EXECVE..=real::EXECLE => exec::about_to(index, saved, place),
+        real::POSIX_SPAWN | real::POSIX_SPAWNP => exec::spawning(saved),
+        real::PRCTL => quiet::prctl(saved.args[0], saved.args[1]),
+        real::SYSCALL => quiet::syscall(saved.args),
         _ => {}
     }
     real::by_index(index)

@@ -53,6 +53,13 @@ pub struct Address {
     len: usize,
 }
 
+impl Address {
+    /// The value of the variable.
+    pub fn text(&self) -> &[u8] {
+        self.bytes.get(..self.len).unwrap_or(&[])
+    }
+}
+
 static ADDRESS: [AtomicU64; MAX_NAME / 8] = [const { AtomicU64::new(0) }; MAX_NAME / 8];
 
 /// The value of the variable, from the C library's environment or, before

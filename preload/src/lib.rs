@@ -20,6 +20,7 @@ mod lsan;
 mod mappings;
 mod modules;
 mod oldlibc;
+mod quiet;
 mod real;
 mod recorder;
 mod sampling;

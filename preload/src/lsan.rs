@@ -112,3 +112,13 @@ pub fn take_suppressions() {
         }
     }
 }
+
+/// True when the program defines `__lsan_is_turned_off` and it says so.
+pub fn turned_off() -> bool {
+    let f = weak::lsan_turned_off();
+    if f == 0 {
+        return false;
+    }
+    // SAFETY: the interface says: int __lsan_is_turned_off(void).
+    unsafe { core::mem::transmute::<usize, extern "C" fn() -> i32>(f)() != 0 }
+}

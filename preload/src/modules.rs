@@ -126,10 +126,14 @@ fn find(pc: u64) -> Option<Found> {
     (ok && found.start <= pc && pc < found.end && !found.link_map.is_null()).then_some(found)
 }
 
-/// A word of this process's memory that may be unmapped.
-fn word(at: u64) -> Option<u64> {
-    let mut value = 0u64;
-    (sys::copy_memory(at, &raw mut value as usize, 8) == 8).then_some(value)
+/// A word of a loaded object's headers.
+///
+/// Read directly, not through the kernel: the loader maps the first segment,
+/// which holds them, and a program may have forbidden system calls.
+fn word(at: u64, limits: (u64, u64)) -> Option<u64> {
+    let inside = at >= limits.0 && at.checked_add(8)? <= limits.1;
+    // SAFETY: inside the first mapping of a loaded object, by the callers.
+    inside.then(|| unsafe { (at as *const u64).read_unaligned() })
 }
 
 fn describe(pc: u64) -> Option<Described> {
@@ -147,18 +151,19 @@ fn describe(pc: u64) -> Option<Described> {
     }
 }
 
-/// Reads the program headers at `start`. Through the kernel, because on this
-/// path nothing is hot and everything may be odd.
+/// Reads the program headers of the object loaded at `start`.
 fn parse(start: u64, bias: Option<u64>, name: *const u8) -> Option<Described> {
     const PT_LOAD: u64 = 1;
     const PT_NOTE: u64 = 4;
     const PT_GNU_EH_FRAME: u64 = 0x6474_e550;
     const ELF64: u64 = 0x0002_464c_457f;
-    if word(start)? & 0xff_ffff_ffff != ELF64 {
+    // Nothing is known yet but the page with the ELF header.
+    let page = (start, start.checked_add(4096)?);
+    if word(start, page)? & 0xff_ffff_ffff != ELF64 {
         return None;
     }
-    let headers = start.checked_add(word(start + 32)?)?;
-    let shape = word(start + 54)?;
+    let headers = start.checked_add(word(start + 32, page)?)?;
+    let shape = word(start + 54, page)?;
     let (size, count) = (shape & 0xffff, (shape >> 16) & 0xffff);
     if size != 56 || count == 0 || count > 128 {
         return None;
@@ -174,11 +179,13 @@ fn parse(start: u64, bias: Option<u64>, name: *const u8) -> Option<Described> {
         build_id: (0, 0),
     };
     let mut known_bias = bias.is_some();
+    // The first segment, which holds headers and notes.
+    let mut first = page;
     for round in 0..2 {
         for i in 0..count {
             let at = headers + i * size;
-            let kind = word(at)? & 0xffff_ffff;
-            let (vaddr, length) = (word(at + 16)?, word(at + 40)?);
+            let kind = word(at, page)? & 0xffff_ffff;
+            let (vaddr, length) = (word(at + 16, page)?, word(at + 40, page)?);
             if kind == PT_LOAD && !known_bias {
                 d.bias = start.wrapping_sub(vaddr & !4095);
                 known_bias = true;
@@ -186,13 +193,18 @@ fn parse(start: u64, bias: Option<u64>, name: *const u8) -> Option<Described> {
             let from = d.bias.wrapping_add(vaddr);
             let to = from.wrapping_add(length);
             match kind {
-                PT_LOAD if round == 0 => d.end = d.end.max(to),
+                PT_LOAD if round == 0 => {
+                    if from == start {
+                        first = (from, to);
+                    }
+                    d.end = d.end.max(to);
+                }
                 PT_LOAD if d.eh_frame_hdr >= from && d.eh_frame_hdr < to => d.unwind = (from, to),
                 PT_GNU_EH_FRAME if round == 0 => {
                     (d.eh_frame_hdr, d.eh_frame_hdr_len) = (from, length);
                 }
-                PT_NOTE if round == 0 && d.build_id.0 == 0 => {
-                    d.build_id = build_id(from, length).unwrap_or((0, 0));
+                PT_NOTE if round == 1 && d.build_id.0 == 0 => {
+                    d.build_id = build_id(from, length, first).unwrap_or((0, 0));
                 }
                 _ => {}
             }
@@ -202,19 +214,19 @@ fn parse(start: u64, bias: Option<u64>, name: *const u8) -> Option<Described> {
 }
 
 /// The GNU build id note among the notes at `at`.
-fn build_id(at: u64, length: u64) -> Option<(u64, u64)> {
+fn build_id(at: u64, length: u64, limits: (u64, u64)) -> Option<(u64, u64)> {
     const NT_GNU_BUILD_ID: u64 = 3;
     const GNU: u64 = 0x0055_4e47;
+    const MAX_BYTES: u64 = 64;
+    let end = at.checked_add(length)?.min(limits.1);
     let mut here = at;
     for _ in 0..16 {
-        if here + 16 > at.checked_add(length)? {
-            return None;
-        }
-        let sizes = word(here)?;
+        let sizes = word(here, limits)?;
         let (name, desc) = (sizes & 0xffff_ffff, sizes >> 32);
-        let rest = word(here + 8)?;
+        let rest = word(here.checked_add(8)?, limits)?;
         if rest & 0xffff_ffff == NT_GNU_BUILD_ID && name == 4 && rest >> 32 == GNU {
-            return (desc <= 64).then_some((here + 16, desc));
+            let inside = desc <= MAX_BYTES && here + 16 + desc <= end;
+            return inside.then_some((here + 16, desc));
         }
         here = here
             .checked_add(12)?
@@ -225,20 +237,15 @@ fn build_id(at: u64, length: u64) -> Option<(u64, u64)> {
 }
 
 fn add(recorder: &Recorder, d: &Described) -> Option<u16> {
-    let mut path = [0u8; 1024];
-    let mut id = [0u8; 64];
-    let path_len = if d.name.is_null() {
-        0
+    // SAFETY: the build id lies in the loaded first segment, as `build_id`
+    // checked; the name is the loader's C string, or null.
+    let path = unsafe { c_string(d.name) };
+    let build_id = if d.build_id.0 == 0 {
+        &[]
     } else {
-        let n = sys::copy_memory(d.name as u64, path.as_mut_ptr() as usize, path.len())
-            .max(short_copy(d.name as u64, &mut path));
-        path.iter().take(n).position(|b| *b == 0).unwrap_or(0)
+        // SAFETY: as above.
+        unsafe { core::slice::from_raw_parts(d.build_id.0 as *const u8, d.build_id.1 as usize) }
     };
-    let id_len = sys::copy_memory(
-        d.build_id.0,
-        id.as_mut_ptr() as usize,
-        d.build_id.1.min(64) as usize,
-    );
     rows::add_module(
         &recorder.segment,
         give_way,
@@ -246,18 +253,42 @@ fn add(recorder: &Recorder, d: &Described) -> Option<u16> {
             start: d.start,
             end: d.end,
             bias: d.bias,
-            path: path.get(..path_len).unwrap_or(&[]),
-            build_id: id.get(..id_len).unwrap_or(&[]),
+            path,
+            build_id,
             eh_frame_hdr: d.eh_frame_hdr,
             eh_frame_hdr_len: d.eh_frame_hdr_len,
         },
     )
 }
 
-/// Copies up to the end of the page: the name may lie before a hole.
-fn short_copy(from: u64, into: &mut [u8]) -> usize {
-    let room = (4096 - (from & 4095)) as usize;
-    sys::copy_memory(from, into.as_mut_ptr() as usize, room.min(into.len()))
+/// # Safety
+/// `text` is null or a C string.
+unsafe fn c_string<'a>(text: *const u8) -> &'a [u8] {
+    const PATH_MAX: usize = 4096;
+    if text.is_null() {
+        return &[];
+    }
+    // SAFETY: by the caller.
+    unsafe {
+        let len = (0..PATH_MAX).find(|i| *text.add(*i) == 0).unwrap_or(0);
+        core::slice::from_raw_parts(text, len)
+    }
+}
+
+/// Path of this object as it was loaded; empty when it does not fit.
+pub fn own_path(into: &mut [u8]) -> &[u8] {
+    let Some(found) = find(OWN[0].load(Relaxed) + 64) else {
+        return &[];
+    };
+    // SAFETY: the link map of this very object.
+    let path = unsafe { c_string((*found.link_map).name) };
+    match into.get_mut(..path.len()) {
+        Some(room) => {
+            room.copy_from_slice(path);
+            room
+        }
+        None => &[],
+    }
 }
 
 /// dlclose returned: modules that are gone are marked, and rows that were

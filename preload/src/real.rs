@@ -80,6 +80,10 @@ functions! {
     EXECL = c"execl";
     EXECLP = c"execlp";
     EXECLE = c"execle";
+    POSIX_SPAWN = c"posix_spawn";
+    POSIX_SPAWNP = c"posix_spawnp";
+    PRCTL = c"prctl";
+    SYSCALL = c"syscall";
 }
 
 static REAL: [AtomicUsize; COUNT] = [const { AtomicUsize::new(0) }; COUNT];
@@ -240,6 +244,27 @@ operators! {
     ZDAPV_NOTHROW = c"_ZdaPvRKSt9nothrow_t";
     ZDLPV_ALIGN_NOTHROW = c"_ZdlPvSt11align_val_tRKSt9nothrow_t";
     ZDAPV_ALIGN_NOTHROW = c"_ZdaPvSt11align_val_tRKSt9nothrow_t";
+}
+
+/// True for an address inside one of the original operators new (of
+/// libstdc++ and libc++, whose code is shorter than this).
+pub fn in_operator_new(pc: u64) -> bool {
+    const CODE_BYTES: u64 = 192;
+    [
+        &ZNWM,
+        &ZNAM,
+        &ZNWM_NOTHROW,
+        &ZNAM_NOTHROW,
+        &ZNWM_ALIGN,
+        &ZNAM_ALIGN,
+        &ZNWM_ALIGN_NOTHROW,
+        &ZNAM_ALIGN_NOTHROW,
+    ]
+    .iter()
+    .any(|slot| {
+        let start = slot.load(Relaxed) as u64;
+        start != 0 && pc.wrapping_sub(start) < CODE_BYTES
+    })
 }
 
 /// Finds the operator behind `slot`. A program that loaded its C++ library

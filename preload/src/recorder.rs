@@ -2,7 +2,7 @@
 //! event.
 
 use crate::cell::{self, Cell, Inside, Waiting};
-use crate::{modules, stacks, sys, x86_64};
+use crate::{modules, real, stacks, sys, x86_64};
 use core::cell::UnsafeCell;
 use core::mem::MaybeUninit;
 use core::sync::atomic::{
@@ -50,12 +50,22 @@ unsafe impl Sync for Global {}
 
 static RECORDER: Global = Global(UnsafeCell::new(MaybeUninit::uninit()));
 
+/// Set when the program has filtered its system calls: from then on none is
+/// made but futex, and after [`STRICT`] not even that.
+pub static QUIET: AtomicU32 = AtomicU32::new(0);
+/// [`QUIET`] after a seccomp filter was installed.
+pub const FILTERED: u32 = 1;
+/// [`QUIET`] in seccomp's strict mode.
+pub const STRICT: u32 = 2;
+
 /// Addresses of this process that a fork is copying: others wait longer.
 pub static FORKING: AtomicU32 = AtomicU32::new(0);
 
 /// Gives way while waiting for a shared table.
 pub fn give_way() {
-    if FORKING.load(Relaxed) != 0 {
+    if QUIET.load(Relaxed) != 0 {
+        core::hint::spin_loop();
+    } else if FORKING.load(Relaxed) != 0 {
         sys::pause_ms(1);
     } else {
         sys::sched_yield();
@@ -179,9 +189,7 @@ fn first_access() -> Access {
     if word == cell::ENDED {
         return Access::Late(recorder);
     }
-    if cell::unusable()
-        || recorder.segment.word(word::PID).load(Relaxed) != u64::from(sys::getpid())
-    {
+    if !cell::same_memory() {
         // A child that was forked without our handlers: it must not write
         // into its parent's segment.
         recorder
@@ -190,6 +198,9 @@ fn first_access() -> Access {
             .fetch_or(note::RAW_FORK, Relaxed);
         turn_off();
         return Access::Off;
+    }
+    if word != 0 {
+        return Access::Late(recorder);
     }
     let tcb = x86_64::thread_control_block();
     let Some(slot) = Slot::claim(recorder.segment, tcb) else {
@@ -283,6 +294,7 @@ impl Recorder {
             f.just_freed = 0;
         }
         f.last_alloc = addr;
+        f.last_size = size;
         f.last_family = family;
         if !self.sampled(inside, size) {
             if let Some(slot) = self.slot(inside) {
@@ -291,7 +303,9 @@ impl Recorder {
             return;
         }
         let captured = self.capture(inside, place);
-        let family = if captured.boundary != 0 {
+        // Inside operator new, but only the block that it returns: a failing
+        // one allocates its exception there too.
+        let family = if captured.boundary != 0 && real::in_operator_new(place.return_address()) {
             captured.boundary
         } else {
             family
@@ -353,19 +367,39 @@ impl Recorder {
     ) {
         let f = inside.fields();
         if f.last_alloc == addr {
-            if f.last_family != family {
-                // The walk did not reach the operator (code without unwind
-                // information between).
-                f.last_family = family;
-                let captured = self.capture(inside, place);
-                self.table.update(addr, |e| {
-                    e.flags = e.flags & !entry::FAMILY_MASK | u32::from(family);
-                    e.stack = captured.stack;
-                });
+            if f.last_family != family || f.last_size != size {
+                self.amend(inside, addr, size, family, place);
             }
             return;
         }
         self.allocated(inside, addr, size, family, place);
+    }
+
+    /// The nested malloc recorded something else than the program asked for:
+    /// a rounded size, or another family where the walk did not reach the
+    /// operator (code without unwind information between).
+    #[cold]
+    fn amend(&'static self, inside: &mut Inside, addr: u64, size: u64, family: u8, place: Place) {
+        let f = inside.fields();
+        f.last_family = family;
+        f.last_size = size;
+        let Some(old) = self.table.remove(addr) else {
+            return;
+        };
+        let stack = self.capture(inside, place).stack;
+        let flags = old.flags & !entry::FAMILY_MASK | u32::from(family);
+        self.table.insert(
+            addr,
+            Entry {
+                size,
+                stack,
+                flags,
+                ..old
+            },
+        );
+        if let Some(slot) = self.slot(inside) {
+            slot.resized(old.size, size);
+        }
     }
 
     /// A block is about to be released by `family`.
@@ -518,6 +552,14 @@ impl Recorder {
         if let Some(slot) = self.slot(inside) {
             slot.freed(before.size);
         }
+    }
+
+    /// A realloc of a block that another family made.
+    #[cold]
+    pub fn wrong_realloc(&'static self, inside: &mut Inside, addr: u64, old: Entry, place: Place) {
+        let made_by = u64::from(old.flags & entry::FAMILY_MASK);
+        let stack = self.capture(inside, place).stack;
+        self.wrong(error::MISMATCHED | made_by << 8, addr, stack, old.stack, 0);
     }
 
     /// A release by realloc of an address that is not live.

@@ -47,4 +47,6 @@ weak! {
     set_specific = "pthread_setspecific";
     /// The program's own suppressions.
     lsan_suppressions = "__lsan_default_suppressions";
+    /// The program's own switch.
+    lsan_turned_off = "__lsan_is_turned_off";
 }

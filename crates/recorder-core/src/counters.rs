@@ -101,6 +101,12 @@ impl<'a> Slot<'a> {
         self.live((bytes as i64).wrapping_neg());
     }
 
+    /// The allocation that was counted with `before` bytes had `now`.
+    pub fn resized(&self, before: u64, now: u64) {
+        bump(&self.row[thread::BYTES], now.wrapping_sub(before));
+        self.live((now as i64).wrapping_sub(before as i64));
+    }
+
     /// Live bytes changed without an allocation or a release.
     #[inline]
     pub fn live(&self, change: i64) {

@@ -190,6 +190,9 @@ pub mod note {
     pub const CHROOT: u64 = 16;
     /// Allocations are made by an allocator other than glibc's.
     pub const FOREIGN_ALLOCATOR: u64 = 32;
+    /// The program's `__lsan_is_turned_off` says that its leaks are not to be
+    /// reported.
+    pub const LSAN_TURNED_OFF: u64 = 64;
 }
 
 /// Values of [`word::MAIL_OP`]. The supervisor sets an operation and wakes;
