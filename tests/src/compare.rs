@@ -137,7 +137,10 @@ fn differences(fixture: &Fixture, native: &Done, recorded: &Recorded) -> Vec<Str
         compare_fds(section, count, &mut wrong);
     }
     if let Some(word) = fixture.get("expect-notice") {
-        let named = |notice: &Value| notice["message"].as_str().is_some_and(|m| m.contains(word));
+        let named = |notice: &Value| {
+            let says = |key: &str| notice[key].as_str().is_some_and(|t| t.contains(word));
+            says("code") || says("message")
+        };
         if !sections
             .iter()
             .any(|s| s.array("/notices").iter().any(named))

@@ -1,3 +1,318 @@
-pub fn trials() -> Vec<libtest_mimic::Trial> {
-    Vec::new()
+//! The command `leakscope run`: statuses, streams, signals, refusals.
+
+use std::path::Path;
+
+use leakscope_e2e::report::functions;
+use leakscope_e2e::run::{Done, Job};
+use leakscope_e2e::{Fixture, Outcome, Section, build};
+use leakscope_testkit::{Need, Target, need};
+use libtest_mimic::Trial;
+
+use crate::programs::{can_record, folder};
+use crate::trial;
+
+/// A test that needs nothing but what every recorded run needs.
+type Case = (&'static str, fn() -> Outcome);
+
+const CASES: [Case; 14] = [
+    ("not_found", not_found),
+    ("not_executable", not_executable),
+    ("bad_option", bad_option),
+    ("fail_on", fail_on),
+    ("text_report", text_report),
+    ("report_to_stdout", report_to_stdout),
+    ("streams_pass_through", streams_pass_through),
+    ("environment_options", environment_options),
+    ("suppressions_round_trip", suppressions_round_trip),
+    ("no_follow", no_follow),
+    ("sampled", sampled),
+    ("ids_are_stable", ids_are_stable),
+    ("interrupt", interrupt),
+    ("deleted_executable", deleted_executable),
+];
+
+pub fn trials() -> Vec<Trial> {
+    CASES
+        .into_iter()
+        .map(|(name, test)| {
+            trial(format!("command::{name}"), move || {
+                if can_record() { test() } else { Ok(()) }
+            })
+        })
+        .collect()
+}
+
+/// A fixture program, built.
+fn program(name: &str) -> Result<Job, String> {
+    let fixture = Fixture::read(&build::programs().join(name))?;
+    let folder = folder();
+    std::fs::create_dir_all(&folder).map_err(|e| format!("create {folder:?}: {e}"))?;
+    Ok(Job::new([build::build(&fixture, &folder)?.path]))
+}
+
+/// `leakscope run OPTIONS -- …`, as a user calls it.
+fn leakscope(options: &[&str], job: &Job) -> Result<Done, String> {
+    let argv = job.leakscope_argv(options, None)?;
+    Job {
+        argv,
+        ..job.clone()
+    }
+    .run()
+}
+
+fn ensure(good: bool, what: impl FnOnce() -> String) -> Outcome {
+    if good { Ok(()) } else { Err(what()) }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// One sentence on stderr, with that status and word, and nothing on stdout.
+fn refused(done: &Done, status: i32, word: &str) -> Outcome {
+    let stderr = text(&done.stderr);
+    ensure(
+        done.code() == status && done.stdout.is_empty() && stderr.contains(word),
+        || {
+            format!(
+                "status {}, not {status}, or no '{word}' in: {stderr}",
+                done.code()
+            )
+        },
+    )
+}
+
+fn not_found() -> Outcome {
+    let missing = leakscope(&[], &Job::new(["no-such-program-anywhere"]))?;
+    refused(&missing, 127, "no-such-program-anywhere")?;
+    let missing = leakscope(&[], &Job::new(["/no/such/program"]))?;
+    refused(&missing, 127, "/no/such/program")
+}
+
+fn not_executable() -> Outcome {
+    refused(
+        &leakscope(&[], &Job::new(["/etc/passwd"]))?,
+        126,
+        "/etc/passwd",
+    )?;
+    refused(&leakscope(&[], &Job::new(["/"]))?, 126, "/")
+}
+
+fn bad_option() -> Outcome {
+    let job = Job::new(["true"]);
+    refused(
+        &leakscope(&["--no-such-option"], &job)?,
+        125,
+        "--no-such-option",
+    )?;
+    refused(
+        &leakscope(&["--fail-on", "nonsense"], &job)?,
+        125,
+        "nonsense",
+    )?;
+    refused(
+        &leakscope(&["--suppressions", "/no/such/file"], &job)?,
+        125,
+        "/no/such/file",
+    )?;
+    let nowhere = leakscope(&["-o", "/no/such/folder/x.json"], &job)?;
+    ensure(nowhere.code() == 125, || {
+        format!("status {}", nowhere.code())
+    })
+}
+
+fn fail_on() -> Outcome {
+    let job = program("end_return.c")?; // loses blocks, ends with 7
+    for (options, status) in [
+        (&["--fail-on", "definite"][..], 23),
+        (&["--fail-on", "possible"], 7),
+        (&["--fail-on", "possible,definite"], 23),
+        (&["--fail-on", "definite", "--error-exitcode", "41"], 41),
+        (&[], 7),
+    ] {
+        let done = leakscope(options, &job)?;
+        ensure(done.code() == status, || {
+            format!("{options:?}: status {}, not {status}", done.code())
+        })?;
+    }
+    Ok(())
+}
+
+fn text_report() -> Outcome {
+    let done = leakscope(&[], &program("site_free_site.c")?)?;
+    let stderr = text(&done.stderr);
+    ensure(done.stdout.is_empty(), || text(&done.stdout))?;
+    for part in [
+        "1,751 bytes in 17 blocks",
+        "acquire_request",
+        "site_free_site.c:",
+        "release_request",
+        "definitely lost",
+        "never freed",
+    ] {
+        // The last is not said here, the others are.
+        let wanted = part != "never freed";
+        ensure(stderr.contains(part) == wanted, || {
+            format!(
+                "'{part}' is {}expected in:\n{stderr}",
+                if wanted { "" } else { "not " }
+            )
+        })?;
+    }
+    let first = stderr.lines().next().unwrap_or_default();
+    ensure(
+        first.contains("Leaking") && first.contains("17 blocks"),
+        || format!("the first line is no verdict: {first}"),
+    )
+}
+
+fn report_to_stdout() -> Outcome {
+    let done = leakscope(&["-o", "json=-", "--quiet"], &program("chain_4.c")?)?;
+    let sections = Section::all(&text(&done.stdout))?;
+    let loss = sections.first().map(|s| s.loss("definite"));
+    ensure(loss == Some((287, 7)), || format!("{loss:?}"))
+}
+
+fn streams_pass_through() -> Outcome {
+    let job = Job::new(["sh", "-c", "cat; echo error >&2; exit 11"]).stdin("line 1\nline 2\0end");
+    let done = leakscope(&["--quiet"], &job)?;
+    ensure(
+        done.code() == 11
+            && done.stdout == b"line 1\nline 2\0end"
+            && text(&done.stderr).contains("error\n"),
+        || {
+            format!(
+                "{} {:?} {}",
+                done.code(),
+                text(&done.stdout),
+                text(&done.stderr)
+            )
+        },
+    )
+}
+
+fn environment_options() -> Outcome {
+    let job = program("end_return.c")?.env("LEAKSCOPE_OPTIONS", "--fail-on definite --quiet");
+    let done = leakscope(&[], &job)?;
+    let lines = text(&done.stderr).lines().count();
+    ensure(done.code() == 23 && lines == 1, || {
+        format!(
+            "status {}, {lines} lines: {}",
+            done.code(),
+            text(&done.stderr)
+        )
+    })?;
+    let done = leakscope(&["--error-exitcode", "29"], &job)?;
+    ensure(done.code() == 29, || format!("status {}", done.code()))
+}
+
+/// What `--gen-suppressions` prints hides exactly what it was printed for.
+fn suppressions_round_trip() -> Outcome {
+    let job = program("site_two_sites.c")?;
+    let done = leakscope(&["--gen-suppressions"], &job)?;
+    let printed = text(&done.stderr);
+    let folder = tempfile::tempdir().map_err(|e| e.to_string())?;
+    let file = folder.path().join("generated.supp");
+    let blocks: Vec<&str> = printed
+        .split_inclusive("\n}\n")
+        .filter_map(|part| part.rfind("\n{\n").map(|at| &part[at + 1..]))
+        .collect();
+    ensure(blocks.len() == 2, || {
+        format!("{} suppressions in:\n{printed}", blocks.len())
+    })?;
+    std::fs::write(&file, blocks.concat()).map_err(|e| e.to_string())?;
+    let path = file.to_string_lossy();
+    let recorded = job.run_recorded(&["--quiet", "--suppressions", &path, "--fail-on", "all"])?;
+    let section = recorded.sections.first().ok_or("no section")?;
+    ensure(
+        section.loss("definite") == (0, 0) && section.loss("suppressed") == (940, 24),
+        || section.shown(),
+    )?;
+    ensure(recorded.done.code() == 0, || {
+        "a suppressed leak fails".to_owned()
+    })
+}
+
+fn no_follow() -> Outcome {
+    let recorded = program("end_fork.c")?.run_recorded(&["--quiet", "--follow", "none"])?;
+    ensure(
+        recorded.sections.len() == 1 && recorded.sections[0].loss("definite") == (301, 7),
+        || format!("{} sections", recorded.sections.len()),
+    )
+}
+
+/// Sampled estimates are near the truth (which the exact mode tests give),
+/// and say that they are estimates.
+fn sampled() -> Outcome {
+    let recorded =
+        program("hostile_many_blocks.c")?.run_recorded(&["--quiet", "--sample", "4096"])?;
+    let section = recorded.sections.first().ok_or("no section")?;
+    let every = section.number("/coverage/sampled_every_bytes");
+    ensure(every == 4096, || format!("sampled every {every} bytes"))?;
+    // About 7 800 samples: 6 standard errors are 7 % of the 32 MB.
+    let (bytes, _) = section.loss("reachable");
+    ensure((29_700_000..34_300_000).contains(&bytes), || {
+        format!("{bytes} reachable bytes estimated, 31 999 400 in truth")
+    })
+}
+
+fn ids_are_stable() -> Outcome {
+    let job = program("site_two_sites.c")?;
+    let ids = |job: &Job| -> Result<Vec<String>, String> {
+        let recorded = job.run_recorded(&["--quiet"])?;
+        let leaks = recorded
+            .sections
+            .first()
+            .ok_or("no section")?
+            .leaks()
+            .to_vec();
+        Ok(leaks.iter().map(|l| l["id"].to_string()).collect())
+    };
+    let (first, second) = (ids(&job)?, ids(&job)?);
+    ensure(first.len() == 2 && first == second, || {
+        format!("{first:?} and {second:?}")
+    })
+}
+
+/// Ctrl-C reaches the program once, which ends by it; the report comes.
+fn interrupt() -> Outcome {
+    if !need(Need::Program("sh")) {
+        return Ok(());
+    }
+    let folder = tempfile::tempdir().map_err(|e| e.to_string())?;
+    let json = folder.path().join("report.json");
+    let script = "trap 'echo got it; exit 33' INT; echo ready; read -r line; echo not reached";
+    let argv = Job::new(["sh", "-c", script]).leakscope_argv(&["--quiet"], Some(&json))?;
+    let mut command = std::process::Command::new(&argv[0]);
+    command.args(&argv[1..]);
+    let mut target = Target::spawn(&mut command);
+    target.expect_line("ready");
+    target.signal(2);
+    // The trap interrupts the read; nothing is ever written to it.
+    let line = target.line().unwrap_or_default();
+    let status = target.wait();
+    ensure(line == "got it" && status.code() == Some(33), || {
+        format!("'{line}', {status}")
+    })?;
+    Section::all(&std::fs::read_to_string(&json).map_err(|e| format!("no report: {e}"))?)?;
+    Ok(())
+}
+
+/// The executable is gone when names are looked for: they come from what is
+/// still mapped, or a notice says why there are none.
+fn deleted_executable() -> Outcome {
+    let job = program("end_unlinks.c")?;
+    let folder = tempfile::tempdir().map_err(|e| e.to_string())?;
+    let copy = folder.path().join("copy");
+    std::fs::copy(Path::new(&job.argv[0]), &copy).map_err(|e| e.to_string())?;
+    let recorded = Job::new([&copy, &copy]).run_recorded(&["--quiet", "--show", "all"])?;
+    let section = recorded.sections.first().ok_or("no section")?;
+    ensure(section.loss("definite") == (713, 23), || section.shown())?;
+    let named = section
+        .leaks()
+        .iter()
+        .any(|l| functions(&l["stack"]).iter().any(|f| f == "lose"));
+    ensure(named || !section.array("/notices").is_empty(), || {
+        section.shown()
+    })
 }
