@@ -21,7 +21,7 @@ pub(crate) fn section(
     judgement: Judgement,
     exit: Option<ExitKind>,
 ) -> ProcessReport {
-    let mut names = records::Names::new(&supervisor.options, image, &judgement.table);
+    let mut names = records::Names::new(supervisor, image, &judgement.table);
     let found = records::find(supervisor, &judgement, &mut names);
     let errors = errors::errors(&judgement, &mut names);
     let mappings = records::mappings(&judgement, &mut names);
@@ -41,6 +41,7 @@ pub(crate) fn section(
     notices.extend(notices::recorder(&image.segment.reader(), &judgement.table));
     notices.extend(found.notices);
     notices.extend(names.notices());
+    drop(names);
     ProcessReport {
         pid: image.pid,
         parent_pid: image.parent,
@@ -71,7 +72,7 @@ pub(crate) fn section(
 
 /// Loss by kind after suppressions.
 pub(crate) fn losses(supervisor: &Supervisor, image: &Image, judgement: &Judgement) -> LossSummary {
-    let mut names = records::Names::new(&supervisor.options, image, &judgement.table);
+    let mut names = records::Names::new(supervisor, image, &judgement.table);
     records::find(supervisor, judgement, &mut names).loss
 }
 

@@ -3,8 +3,8 @@
 //! Everything that needs the process happens here; symbols and wording come
 //! after it was let go (`assemble`).
 
+use std::collections::HashMap;
 use std::fs;
-use std::time::Instant;
 
 use leakscope_analysis::mark::{self, Marked};
 use leakscope_analysis::roots::{self, RootInput, RootSwitches};
@@ -103,10 +103,10 @@ fn without_ptrace(
     error: &StopError,
 ) -> Judgement {
     let reason = match error {
-        StopError::NotPermitted(refusal) => format!("{refusal}; {}", refusal.remedy()),
+        // Its text names the remedy.
+        StopError::NotPermitted(refusal) => refusal.to_string(),
         other => other.to_string(),
     };
-    let began = Instant::now();
     let memory = match asking {
         Asking::Yes => MailMemory::open(&image.segment),
         Asking::No => None,
@@ -135,8 +135,8 @@ fn without_ptrace(
              may hide leaks: failed to {reason}"
         ),
     }];
-    let seconds = began.elapsed().as_secs_f64();
-    let coverage = coverage(&table, Consistency::Racing, seconds, Some((&marked, roots)));
+    // Nobody was stopped: the asking thread would have waited anyway.
+    let coverage = coverage(&table, Consistency::Racing, 0.0, Some((&marked, roots)));
     finish(image, table, Some(marked), coverage, fds, notices)
 }
 
@@ -155,15 +155,7 @@ pub(crate) fn judge_dead(image: &Image, exit: Option<&ExitKind>) -> Judgement {
         ),
     }];
     let coverage = coverage(&table, Consistency::Dead, 0.0, None);
-    let fds = table
-        .fds
-        .iter()
-        .map(|record| OpenFd {
-            fd: record.fd,
-            target: String::new(),
-            stack: record.stack,
-        })
-        .collect();
+    let fds = recorded_fds(&table);
     finish(image, table, None, coverage, fds, notices)
 }
 
@@ -239,12 +231,14 @@ fn name_asking_thread(table: &mut LiveTable, threads: &[ThreadState]) {
 
 /// Open descriptors that the program did not inherit.
 fn open_fds(supervisor: &Supervisor, image: &Image, table: &LiveTable) -> Vec<OpenFd> {
-    let open = supervisor.proc.process(image.pid).descriptors();
-    let recorded = |fd: u32| table.fds.iter().find(|r| r.fd == fd).map(|r| r.stack);
-    open.unwrap_or_default()
-        .into_iter()
+    let Ok(open) = supervisor.proc.process(image.pid).descriptors() else {
+        // Not ours to look at: what the recorder saw must do.
+        return recorded_fds(table);
+    };
+    let recorded: HashMap<u32, StackId> = table.fds.iter().map(|r| (r.fd, r.stack)).collect();
+    open.into_iter()
         .filter_map(|open| {
-            let stack = recorded(open.number);
+            let stack = recorded.get(&open.number).copied();
             // The standard streams are the program's by right, also where it
             // put something else there.
             let inherited = image.inherited_fds.get(&open.number) == Some(&open.target);
@@ -256,6 +250,20 @@ fn open_fds(supervisor: &Supervisor, image: &Image, table: &LiveTable) -> Vec<Op
                 target: String::from_utf8_lossy(&open.target).into_owned(),
                 stack: stack.unwrap_or_default(),
             })
+        })
+        .collect()
+}
+
+/// The descriptors that the recorder saw opened and not closed.
+fn recorded_fds(table: &LiveTable) -> Vec<OpenFd> {
+    table
+        .fds
+        .iter()
+        .filter(|record| record.fd > 2)
+        .map(|record| OpenFd {
+            fd: record.fd,
+            target: String::new(),
+            stack: record.stack,
         })
         .collect()
 }

@@ -59,7 +59,7 @@ pub(crate) struct Image {
     /// found after its death; `None` when it is ours.
     pub root: Option<File>,
     /// Its executable, held open for the same reason.
-    pub exe_file: Option<File>,
+    pub exe_file: Option<Arc<File>>,
     pidfd: Option<OwnedFd>,
     /// Another image of the same process said hello.
     superseded: AtomicBool,
@@ -194,7 +194,7 @@ fn meet(supervisor: &Supervisor, hello: &Hello, order: usize) -> io::Result<(Arc
         inherited_fds,
         segment: Arc::clone(&segment),
         root: foreign_root(hello.pid),
-        exe_file: File::open(process.file("exe")).ok(),
+        exe_file: File::open(process.file("exe")).ok().map(Arc::new),
         pidfd: id.and_then(|id| pidfd_open(id, PidfdFlags::empty()).ok()),
         superseded: AtomicBool::new(false),
     };

@@ -22,6 +22,7 @@ mod mailbox;
 mod options;
 mod pidfd;
 mod place;
+mod pool;
 mod program;
 mod reaper;
 mod run;

@@ -92,6 +92,7 @@ mod tests {
     use std::process::{Command, Stdio};
 
     #[test]
+    #[expect(clippy::zombie_processes, reason = "waiting is what is tested")]
     fn takes_a_status_once() {
         let mut child = Command::new("/bin/sh")
             .args(["-c", "read x; exit 37"])

@@ -14,6 +14,7 @@ use leakscope_proc::ProcRoot;
 use crate::clock::Clock;
 use crate::image::Image;
 use crate::options::{Follow, RunOptions};
+use crate::pool::Pool;
 use crate::segment::Orders;
 use crate::signals::Arrival;
 
@@ -83,7 +84,6 @@ pub(crate) struct Roster {
 }
 
 /// See the module's page.
-#[derive(Debug)]
 pub(crate) struct Supervisor {
     /// The request.
     pub options: RunOptions,
@@ -95,6 +95,8 @@ pub(crate) struct Supervisor {
     pub proc: ProcRoot,
     /// Recorder time.
     pub clock: Arc<Clock>,
+    /// Symbol tables.
+    pub names: Pool,
     /// To the main thread.
     events: Sender<Event>,
     roster: Mutex<Roster>,
@@ -119,6 +121,7 @@ impl Supervisor {
             own: std::process::id(),
             proc: ProcRoot::default(),
             clock,
+            names: Pool::default(),
             events,
             roster: Mutex::default(),
             changed: Condvar::new(),

@@ -11,6 +11,7 @@ use leakscope_symbols::{Debuginfod, Options, Symbolizer};
 use crate::check::Judgement;
 use crate::image::Image;
 use crate::options::RunOptions;
+use crate::pool::{Kept, Pool};
 use crate::supervisor::Supervisor;
 
 /// Members of a cycle that are named.
@@ -20,25 +21,56 @@ const CYCLE_MEMBERS: usize = 16;
 /// offset) for what will not be shown.
 pub(crate) struct Names<'a> {
     table: &'a LiveTable,
-    full: Symbolizer,
+    pool: &'a Pool,
+    /// `None` only while it is given back.
+    full: Option<Kept>,
     bare: Symbolizer,
 }
 
+impl Drop for Names<'_> {
+    fn drop(&mut self) {
+        if let Some(kept) = self.full.take() {
+            self.pool.put(kept);
+        }
+    }
+}
+
 impl<'a> Names<'a> {
-    pub(crate) fn new(options: &RunOptions, image: &Image, table: &'a LiveTable) -> Names<'a> {
+    pub(crate) fn new(
+        supervisor: &'a Supervisor,
+        image: &Image,
+        table: &'a LiveTable,
+    ) -> Names<'a> {
         let bare = Options {
             enabled: false,
             ..Options::default()
         };
+        let full = supervisor.names.take(&table.modules, || Kept {
+            modules: table.modules.clone(),
+            _exe_file: image.exe_file.clone(),
+            symbolizer: Symbolizer::new(
+                symbol_options(&supervisor.options, image, table),
+                &table.modules,
+            ),
+        });
         Names {
             table,
-            full: Symbolizer::new(symbol_options(options, image, table), &table.modules),
+            pool: &supervisor.names,
+            full: Some(full),
             bare: Symbolizer::new(bare, &table.modules),
         }
     }
 
+    fn full(&mut self) -> &mut Symbolizer {
+        match &mut self.full {
+            Some(kept) => &mut kept.symbolizer,
+            None => &mut self.bare,
+        }
+    }
+
     pub(crate) fn stack(&mut self, stack: StackId) -> Vec<Frame> {
-        self.full.resolve_stack(self.table.stacks.frames(stack))
+        let frames = self.table.stacks.frames(stack);
+        self.full().resolve_stack(frames)
     }
 
     fn bare_stack(&mut self, stack: StackId) -> Vec<Frame> {
@@ -48,7 +80,7 @@ impl<'a> Names<'a> {
     /// Where the allocation was, in a few words.
     fn place(&mut self, stack: StackId) -> String {
         let frame = self.table.stacks.frames(stack).next();
-        let frame = frame.and_then(|frame| self.full.resolve(frame).into_iter().next());
+        let frame = frame.and_then(|frame| self.full().resolve(frame).into_iter().next());
         match frame {
             Some(Frame {
                 function: Some(function),
@@ -63,8 +95,8 @@ impl<'a> Names<'a> {
         }
     }
 
-    pub(crate) fn notices(&self) -> Vec<Notice> {
-        self.full.notices()
+    pub(crate) fn notices(&mut self) -> Vec<Notice> {
+        self.full().notices()
     }
 }
 
