@@ -77,8 +77,10 @@ pub const BUILTINS: &[Builtin] = &[
     Builtin {
         name: "dynamic loader",
         reason: "descriptions, search paths and scopes of loaded libraries, kept in the loader's \
-                 own lists while they are loaded; the program holds opaque handles (seen)",
-        kinds: &[Reachable],
+                 own lists while they are loaded; the program holds opaque handles. The table \
+                 that unwinders ask for an address's library is 'possible': the loader keeps \
+                 only the aligned address inside its block (seen)",
+        kinds: &[Possible, Reachable],
         modules: LOADER,
         stacks: &[&["obj:*/ld-*.so*"]],
     },

@@ -32,7 +32,7 @@ pub fn generate(record: &Candidate<'_>, name: &str) -> Option<String> {
     let allocator = allocator::typical(record.family);
     let mut out = format!(
         "{{\n   {}\n   Memcheck:Leak\n   match-leak-kinds: {kinds}\n   fun:{allocator}\n",
-        name.trim()
+        name.trim_ascii()
     );
     for frame in frames {
         let line = text(frame).unwrap_or_else(|| "obj:*".to_owned());

@@ -153,7 +153,7 @@ fn block(lines: &mut Lines<'_>) -> Result<Option<Suppression>, ParseError> {
         )));
     };
     let ours = tools.split(',').any(|tool| tool.trim() == "Memcheck");
-    let error = error.trim();
+    let error = error.trim_ascii();
     if ours && !is_memcheck_kind(error) {
         let got = shown(error);
         return Err(lines.error(format!("unknown Memcheck kind '{got}'")));
@@ -257,7 +257,7 @@ pub(super) fn parse_stack_line(line: &str) -> Option<Line> {
         return Some(Line::Any);
     }
     let (what, pattern) = line.split_once(':')?;
-    let pattern = pattern.trim();
+    let pattern = pattern.trim_ascii();
     if pattern.is_empty() {
         return None;
     }
@@ -296,7 +296,7 @@ fn sanitizer_line(lines: &Lines<'_>, line: &str) -> Result<Option<Suppression>, 
     if what != "leak" {
         return Ok(None);
     }
-    let pattern = pattern.trim();
+    let pattern = pattern.trim_ascii();
     // These match every name there is.
     if pattern.trim_matches(['*', '^', '$']).is_empty() {
         return Err(lines.error("'leak:' needs a pattern that is not only wildcards".to_owned()));

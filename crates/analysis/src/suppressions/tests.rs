@@ -542,6 +542,8 @@ fn builtins_know_the_runtimes_own_blocks() {
         (Possible, format!("calloc@{ld} allocate_dtv@{ld} _dl_allocate_tls@{ld} pthread_create@{c} main"), true),
         (Definite, format!("?@{ld} _dl_allocate_tls@{ld} pthread_create@{c} main"), false),
         (Reachable, format!("_dl_new_object@{ld} _dl_open@{ld} dlopen@{c} main"), true),
+        (Possible, format!("?@{ld} _dl_find_object_update@{ld} ?@{ld} dlopen@{c} main"), true),
+        (Definite, format!("?@{ld} _dl_find_object_update@{ld} ?@{ld} dlopen@{c} main"), false),
         (Reachable, format!("_dlerror_run@{c} dlopen@{c} main"), true),
         (Reachable, format!("_IO_file_doallocate@{c} ?@{c} puts@{c} main"), true),
         (Definite, format!("_IO_file_doallocate@{c} ?@{c} puts@{c} main"), false),
