@@ -3,7 +3,8 @@
 
 use crate::cell;
 use crate::init;
-use crate::recorder::{self, FORKING, Recorder};
+use crate::real;
+use crate::recorder::{self, Access, FORKING, Recorder};
 use crate::{sys, weak};
 use core::ffi::{c_int, c_void};
 use core::sync::atomic::{
@@ -35,12 +36,9 @@ pub fn register() {
 }
 
 extern "C" fn prepare() {
-    let Some(recorder) = recorder::get() else {
+    let Some(recorder) = following() else {
         return;
     };
-    if recorder.config & config::FOLLOW == 0 {
-        return;
-    }
     FORKING.fetch_add(1, Acquire);
     recorder.segment.futex(word::FORK_DONE).store(0, Relaxed);
     let all = recorder.table.lock_all()
@@ -51,22 +49,56 @@ extern "C" fn prepare() {
 }
 
 extern "C" fn parent() {
-    let Some(recorder) = recorder::get() else {
-        return;
-    };
-    if recorder.config & config::FOLLOW == 0 {
-        return;
+    if let Some(recorder) = following()
+        && !in_hook(None)
+    {
+        finish(recorder, true);
     }
+}
+
+fn following() -> Option<&'static Recorder> {
+    recorder::get().filter(|r| r.config & config::FOLLOW != 0)
+}
+
+/// Reads, and sets, the thread's mark that it is inside our fork hook.
+fn in_hook(set: Option<bool>) -> bool {
+    let Access::Inside(recorder, mut inside) = recorder::access() else {
+        return false;
+    };
+    let f = inside.fields();
+    let before = f.in_fork;
+    f.in_fork = set.unwrap_or(before);
+    recorder.leave(inside);
+    before
+}
+
+/// The parent goes on: after the child's copy, if there may be a child.
+fn finish(recorder: &Recorder, child: bool) {
     let done = recorder.segment.futex(word::FORK_DONE);
     let mut turns = 0;
-    // A fork that failed has no child to wait for, but the handler is not
-    // told; then the supervisor's clock bounds the wait.
-    while done.load(Acquire) == 0 && turns < PATIENCE {
+    while child && done.load(Acquire) == 0 && turns < PATIENCE {
         sys::futex_wait(done, 0, 10);
         turns += 1;
     }
     unlock(recorder);
     FORKING.fetch_sub(1, Release);
+}
+
+/// fork(2): as the handlers, but a fork that failed is not waited for.
+pub extern "C" fn fork_body(_: usize, _: usize, _: usize, _: usize, _: usize, _: usize) -> isize {
+    let f = real::by_index(real::FORK);
+    let Some(recorder) = following() else {
+        // SAFETY: fork's C signature.
+        return unsafe { core::mem::transmute::<usize, extern "C" fn() -> i32>(f)() } as isize;
+    };
+    in_hook(Some(true));
+    // SAFETY: as above.
+    let pid = unsafe { core::mem::transmute::<usize, extern "C" fn() -> i32>(f)() };
+    // In the child, `child` has made everything anew.
+    if pid != 0 && in_hook(Some(false)) && FORKING.load(Relaxed) != 0 {
+        finish(recorder, pid > 0);
+    }
+    pid as isize
 }
 
 fn unlock(recorder: &Recorder) {

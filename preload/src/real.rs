@@ -84,6 +84,7 @@ functions! {
     POSIX_SPAWNP = c"posix_spawnp";
     PRCTL = c"prctl";
     SYSCALL = c"syscall";
+    FORK = c"fork";
 }
 
 static REAL: [AtomicUsize; COUNT] = [const { AtomicUsize::new(0) }; COUNT];
