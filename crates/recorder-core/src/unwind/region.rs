@@ -22,6 +22,10 @@ impl StackBounds {
 }
 
 const PAGE: u64 = 4096;
+/// Distance from the end of a thread's own stack within which a frame without
+/// a caller is its first: start code aligns sp and pushes a few words before
+/// it calls (glibc's `_dl_start_user`, which has no unwind information).
+const FIRST_FRAME: u64 = 64;
 /// Pages that one capture may probe (each costs a system call).
 const MAX_PROBES: u32 = 256;
 /// Foreign stacks remembered by a thread.
@@ -99,6 +103,11 @@ impl<'a, H: Host> Region<'a, H> {
     #[inline]
     pub(crate) fn is_here(&self, addr: u64) -> bool {
         self.now.covers(addr)
+    }
+
+    /// Whether a frame with this sp is where the thread's own stack begins.
+    pub(crate) fn is_first_frame(&self, sp: u64) -> bool {
+        !self.foreign && self.now == self.own && sp.abs_diff(self.own.hi) <= FIRST_FRAME
     }
 
     /// Goes to the stack that holds the word at `addr`; false (and nothing

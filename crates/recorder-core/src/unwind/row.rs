@@ -63,6 +63,54 @@ pub(crate) const OWN_ALLOCATOR: u8 = 2;
 /// Largest `own`.
 pub(crate) const OWN_MAX: u8 = 63;
 
+/// What rbp in a frame means to the frames outer to it. Compiled code mostly
+/// keeps ordinary values in rbp, which differ at each event of the same stack;
+/// where nothing outer is computed from it, it need not be the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum BpUse {
+    /// The caller's state is computed from it.
+    Needed = 0,
+    /// The caller has it too, and needs it or passes it to one that may.
+    Passed = 1,
+    /// The caller has it too, but nothing is computed from it there or further out.
+    PassedIdle = 2,
+    /// Nothing outer depends on it.
+    Idle = 3,
+}
+
+impl BpUse {
+    /// Of the low two bits.
+    pub(crate) const fn of(bits: u8) -> BpUse {
+        match bits & 3 {
+            0 => BpUse::Needed,
+            1 => BpUse::Passed,
+            2 => BpUse::PassedIdle,
+            _ => BpUse::Idle,
+        }
+    }
+
+    /// The same frame's under a caller that does (`idle`) or does not leave
+    /// rbp alone.
+    pub(crate) const fn under(self, idle: bool) -> BpUse {
+        match self {
+            BpUse::Passed | BpUse::PassedIdle if idle => BpUse::PassedIdle,
+            BpUse::Passed | BpUse::PassedIdle => BpUse::Passed,
+            other => other,
+        }
+    }
+
+    /// Whether any other value of rbp leads to the same outer frames.
+    pub(crate) const fn is_idle(self) -> bool {
+        matches!(self, BpUse::PassedIdle | BpUse::Idle)
+    }
+
+    /// Whether the caller's rbp is this frame's.
+    pub(crate) const fn is_passed(self) -> bool {
+        matches!(self, BpUse::Passed | BpUse::PassedIdle)
+    }
+}
+
 /// An unwinding step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Row(pub(crate) u64);
@@ -122,6 +170,16 @@ impl Row {
             1 => BpRule::AtCfa,
             2 => BpRule::AtBp,
             _ => BpRule::Lost,
+        }
+    }
+
+    /// What this step makes of rbp, as long as the caller is not known.
+    pub(crate) const fn bp_use(self) -> BpUse {
+        match (self.kind(), self.bp_rule()) {
+            (Kind::Stop | Kind::Signal | Kind::End, _) => BpUse::Idle,
+            (Kind::Sp | Kind::SpLoad | Kind::Bx, BpRule::AtCfa | BpRule::Lost) => BpUse::Idle,
+            (Kind::Sp | Kind::SpLoad | Kind::Bx, BpRule::Same) => BpUse::Passed,
+            _ => BpUse::Needed,
         }
     }
 

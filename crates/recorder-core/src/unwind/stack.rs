@@ -9,7 +9,8 @@
 //! ```
 //! A state follows from the state of the frame inside it and the words of stack
 //! read on the way, nothing else. So a kept frame may be reused exactly if its
-//! (ip, sp, bp) is met again and every slot outer to it still holds its value.
+//! (ip, sp, bp) is met again and every slot outer to it still holds its value;
+//! without bp where no outer state is computed from it ([`BpUse`]).
 //! That needs no knowledge of what happened in between: `longjmp`, switched
 //! stacks and signals all come out as changed slots. Frames inner to the
 //! present one are left in place for the same reason: they may come back.
@@ -21,7 +22,7 @@
 
 use super::host::Host;
 use super::region::{Probed, Region, StackBounds};
-use super::row::{OWN_ALLOCATOR, OWN_HIDDEN, OWN_PLAIN, OWN_SIGNAL, RowCache};
+use super::row::{BpUse, OWN_ALLOCATOR, OWN_HIDDEN, OWN_MAX, OWN_PLAIN, OWN_SIGNAL, RowCache};
 use super::walk::{Outward, SLOTS, Slot, Slots, State, outward};
 use super::{cfi, mapped, resolve, x86_64};
 use leakscope_wire::entry::node;
@@ -70,10 +71,13 @@ struct Frame {
     id: u32,
     /// Index of its first slot.
     slots: u16,
-    /// `OWN_…` of the row.
+    /// `OWN_…` of the row, and a [`BpUse`] in the bits from [`BP_USE`] on.
     own: u8,
     state: u8,
 }
+
+/// First bit of a frame's [`BpUse`].
+const BP_USE: u32 = 6;
 
 /// The tree had no room for this frame or one outer to it.
 const LOST: u8 = 0x40;
@@ -84,7 +88,17 @@ const KIND: u8 = 0x3f;
 impl Frame {
     #[inline]
     fn matches(&self, ip: u64, sp: u64, bp: u64) -> bool {
-        node::pc(self.node) == ip && self.sp == sp && self.bp == bp
+        node::pc(self.node) == ip && self.sp == sp && (self.bp == bp || self.bp_use().is_idle())
+    }
+
+    #[inline]
+    fn bp_use(&self) -> BpUse {
+        BpUse::of(self.own >> BP_USE)
+    }
+
+    #[inline]
+    fn own(&self) -> u8 {
+        self.own & OWN_MAX
     }
 }
 
@@ -326,6 +340,9 @@ impl StackCache {
                 // but what is outer to them does not.
                 kept = index;
                 let mut inner = frame;
+                // What it kept of rbp may be old where that did not matter;
+                // outer to the changed slot it may.
+                let mut bp = state.bp;
                 while let Some(next) = kept.checked_sub(1)
                     && let Some(frame) = frames.get(next)
                     && usize::from(frame.slots) > changed
@@ -336,10 +353,13 @@ impl StackCache {
                     step.node = inner.node;
                     step.own = u64::from(inner.own);
                     let range = usize::from(frame.slots)..usize::from(inner.slots);
+                    if !inner.bp_use().is_passed() {
+                        bp = frame.bp;
+                    }
                     caller.state = State {
                         ip: node::pc(frame.node),
                         sp: frame.sp,
-                        bp: frame.bp,
+                        bp,
                         slots: Slots::of(slots.get(range).unwrap_or(&[])),
                     };
                     count = count.wrapping_add(1);
@@ -360,7 +380,7 @@ impl StackCache {
             };
             let (module, row) = resolve::look_up(host, rows, step.state.ip);
             step.node = node::frame(module, step.state.ip);
-            step.own = u64::from(row.own());
+            step.own = u64::from(row.own() | (row.bp_use() as u8) << BP_USE);
             let inner = &*inner;
             let Some(Step { state, .. }) = inner.last() else {
                 break Reached::Full;
@@ -403,13 +423,16 @@ impl StackCache {
         let Some(step) = self.steps.get(index) else {
             return;
         };
+        let own = step.own as u8;
+        let outer = self.len.checked_sub(1).and_then(|at| self.frames.get(at));
+        let bp_use = BpUse::of(own >> BP_USE).under(outer.is_some_and(|o| o.bp_use().is_idle()));
         let mut frame = Frame {
             node: step.node,
             sp: step.state.sp,
             bp: step.state.bp,
             id: 0,
             slots: self.slots_len as u16,
-            own: step.own as u8,
+            own: own & OWN_MAX | (bp_use as u8) << BP_USE,
             state: LAZY,
         };
         if !self.shifted && self.len < self.limit {
@@ -504,8 +527,8 @@ fn link<H: Host>((id, state): (u32, u8), frame: &Frame, host: &H) -> (u32, u8) {
     if state & LOST != 0 {
         return (id, state);
     }
-    match frame.own {
-        OWN_SIGNAL | OWN_PLAIN if state & KIND == 0 || frame.own == OWN_SIGNAL => {
+    match frame.own() {
+        OWN_SIGNAL | OWN_PLAIN if state & KIND == 0 || frame.own() == OWN_SIGNAL => {
             match host.intern(id, frame.node) {
                 0 => (id, LOST),
                 id => (id, 0),
@@ -570,7 +593,7 @@ fn find_rbx<H: Host>(
 ) -> Option<u64> {
     let (_, outer) = steps.split_first()?;
     for (step, caller) in steps.iter().zip(outer) {
-        let rule = if step.own == u64::from(OWN_SIGNAL) {
+        let rule = if step.own as u8 & OWN_MAX == OWN_SIGNAL {
             let at = step.state.sp.wrapping_add(x86_64::signal_frame::BX);
             cfi::Rule::AtCfa(at.wrapping_sub(caller.state.sp) as i64)
         } else {

@@ -73,8 +73,8 @@ pub(crate) struct State {
 pub(crate) enum Outward {
     /// A caller.
     Frame,
-    /// Nothing: this frame is the outermost, says the unwind information, or
-    /// the return address is 0.
+    /// Nothing: this frame is the outermost, says the unwind information, the
+    /// return address is 0, or the stack begins here.
     End,
     /// Unknown.
     Cut,
@@ -125,6 +125,7 @@ pub(crate) fn outward<H: Host>(
             caller.bp = bp;
             Outward::Frame
         }
+        None if region.is_first_frame(state.sp) => Outward::End,
         _ => Outward::Cut,
     }
 }

@@ -279,3 +279,46 @@ NOINLINE int through(int (*code)(event_fn), event_fn event) {
     USED(pad);
     return code(event) + 1;
 }
+
+// rbp is an ordinary register here, a frame pointer there. At each event the
+// stack pointers are the same; what rbp holds differs, and whether the
+// outermost of these functions needs it.
+__asm__(".text\n"
+        // rdi: value, rsi: event
+        "as_value:\n.cfi_startproc\n"
+        "push %rbp\n.cfi_adjust_cfa_offset 8\n.cfi_rel_offset %rbp, 0\n"
+        "sub $32, %rsp\n.cfi_adjust_cfa_offset 32\n"
+        "mov %rdi, %rbp\n"
+        "call passes_2\n"
+        "add $32, %rsp\n.cfi_adjust_cfa_offset -32\n"
+        "pop %rbp\n.cfi_adjust_cfa_offset -8\n.cfi_restore %rbp\n"
+        "ret\n.cfi_endproc\n"
+        "as_pointer:\n.cfi_startproc\n"
+        "push %rbp\n.cfi_adjust_cfa_offset 8\n.cfi_rel_offset %rbp, 0\n"
+        "mov %rsp, %rbp\n.cfi_def_cfa_register %rbp\n"
+        "sub $32, %rsp\n"
+        "call passes_2\n"
+        "leave\n.cfi_def_cfa %rsp, 8\n.cfi_restore %rbp\n"
+        "ret\n.cfi_endproc\n"
+        "passes_2:\n.cfi_startproc\n"
+        "sub $8, %rsp\n.cfi_adjust_cfa_offset 8\n"
+        "call passes_1\n"
+        "add $8, %rsp\n.cfi_adjust_cfa_offset -8\n"
+        "ret\n.cfi_endproc\n"
+        "passes_1:\n.cfi_startproc\n"
+        "sub $8, %rsp\n.cfi_adjust_cfa_offset 8\n"
+        "call *%rsi\n"
+        "add $8, %rsp\n.cfi_adjust_cfa_offset -8\n"
+        "ret\n.cfi_endproc\n");
+void as_value(unsigned long, event_fn);
+void as_pointer(unsigned long, event_fn);
+
+// Bit i of `pattern`: rbp is needed in round i.
+NOINLINE int rbp_varies(unsigned long pattern, int rounds, event_fn event) {
+    for (int i = 0; i < rounds; i++) {
+        void (*function)(unsigned long, event_fn) = pattern >> i & 1 ? as_pointer : as_value;
+        USED(&function);
+        function(0x1000UL + 8 * i, event);
+    }
+    return 1;
+}

@@ -37,6 +37,34 @@ fn random_trees() {
 }
 
 #[test]
+fn rbp_that_does_not_matter_is_not_compared() {
+    let target = Target::new(400);
+    let events = |rounds: usize| {
+        target.unchecked(|| {
+            with(&target, || {
+                call!("rbp_varies", 0, rounds, event());
+            });
+        });
+        target.process.interned.get()
+    };
+    let first = events(1);
+    // The frames of the test itself may have changed since.
+    let second = events(1);
+    assert_eq!(events(31) - second, second - first);
+}
+
+#[test]
+fn rbp_that_matters_again_is_not_taken_from_the_past() {
+    let target = run(400, || {
+        for pattern in [0b0110_1001_1110_0101_u32, 0b1_0000_0001, u32::MAX] {
+            call!("rbp_varies", pattern, 17, event());
+        }
+    });
+    let seen = target.seen.get();
+    assert_eq!((seen.events, seen.whole), (3 * 17, seen.events));
+}
+
+#[test]
 fn longjmp() {
     let target = run(400, || {
         call!("jumps", 29, event());
@@ -244,12 +272,26 @@ fn generated_code_with_frame_pointer() {
     assert!((through..through + 64).contains(&(path[1] as usize)));
 }
 
+/// push %rbp; xor %ebp,%ebp; call *%rdi; pop %rbp; ret
+const WITHOUT_FRAME_POINTER: [u8; 7] = [0x55, 0x31, 0xed, 0xff, 0xd7, 0x5d, 0xc3];
+
 #[test]
 fn generated_code_without_frame_pointer() {
-    // push %rbp; xor %ebp,%ebp; call *%rdi; pop %rbp; ret
-    let code = [0x55, 0x31, 0xed, 0xff, 0xd7, 0x5d, 0xc3];
-    let (target, at) = generated(&code);
+    let (target, at) = generated(&WITHOUT_FRAME_POINTER);
     let captured = target.last();
     assert!(captured.cut);
     assert_eq!(target.process.path(captured.stack), [at as u64 + 5]);
+}
+
+#[test]
+fn start_code_without_unwind_information() {
+    let (target, at) = generated(&WITHOUT_FRAME_POINTER);
+    let context = target.last_context();
+    for (distance, cut) in [(8, false), (56, false), (72, true)] {
+        let mut first = Target::new(400);
+        first.bounds.hi = context.sp + distance;
+        let captured = first.capture(&context);
+        assert_eq!(captured.cut, cut, "{distance}");
+        assert_eq!(first.process.path(captured.stack), [at as u64 + 5]);
+    }
 }

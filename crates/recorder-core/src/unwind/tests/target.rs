@@ -130,7 +130,7 @@ pub(super) fn with(target: &Target, body: impl FnOnce()) {
 /// What is done at each event.
 pub(super) struct Target {
     pub(super) process: Process,
-    bounds: StackBounds,
+    pub(super) bounds: StackBounds,
     rows: Vec<AtomicU64>,
     kept: RefCell<Box<StackCache>>,
     fresh: RefCell<Box<StackCache>>,
@@ -278,6 +278,8 @@ pub(super) struct Process {
     pub(super) boundaries: RefCell<HashMap<u64, Boundary>>,
     pub(super) room: Cell<Option<u32>>,
     pub(super) memory: Cell<u64>,
+    /// Nodes asked for.
+    pub(super) interned: Cell<u64>,
 }
 
 impl Process {
@@ -359,6 +361,7 @@ unsafe impl Host for Process {
     }
 
     fn intern(&self, parent: u32, frame: u64) -> u32 {
+        self.interned.set(self.interned.get() + 1);
         let mut nodes = self.nodes.borrow_mut();
         let mut children = self.children.borrow_mut();
         if let Some(&id) = children.get(&(parent, frame)) {
