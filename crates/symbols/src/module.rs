@@ -86,9 +86,24 @@ impl Files {
         if let (Some(outer), Some(symbol)) = (named.last_mut(), symbol) {
             let is_mangled = |name: &str| demangle::is_mangled(name.as_bytes());
             let plain = !outer.linkage.as_deref().is_some_and(is_mangled);
-            if outer.function.is_none() || plain && demangle::is_mangled(symbol) {
+            // Inside its library a C function may have a reserved name that
+            // no caller knows it by.
+            let reserved = outer.linkage.as_deref().is_some_and(|n| n.starts_with('_'));
+            let better = if outer.function.is_none() || plain && demangle::is_mangled(symbol) {
+                Some(symbol)
+            } else if plain && reserved {
+                self.symbols.exported(at)
+            } else {
+                None
+            };
+            if let Some(symbol) = better {
                 let (function, linkage) = names.of(symbol);
                 (outer.function, outer.linkage) = (Some(function), Some(linkage));
+            }
+        }
+        for named in &mut named {
+            for name in [&mut named.function, &mut named.linkage] {
+                without_internal_prefix(name);
             }
         }
         named
@@ -102,6 +117,15 @@ impl Files {
             Some(b"__restore_rt" | b"__restore") => pc,
             _ => pc.wrapping_sub(1),
         }
+    }
+}
+
+/// glibc refers to its own functions by hidden aliases, made by putting
+/// `__GI_` in front of the name.
+fn without_internal_prefix(name: &mut Option<String>) {
+    let plain = name.as_deref().and_then(|n| n.strip_prefix("__GI_"));
+    if let Some(plain) = plain.filter(|n| !n.is_empty()) {
+        *name = Some(plain.to_owned());
     }
 }
 

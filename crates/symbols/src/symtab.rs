@@ -6,6 +6,8 @@
 //! u64 value, u64 size
 //! ```
 
+use std::cmp::Reverse;
+
 use crate::bytes::{string_at, u16_at, u32_at, u64_at};
 use crate::elf::{Elf, SHT_DYNSYM, SHT_SYMTAB};
 
@@ -19,6 +21,13 @@ const MAX_NAME: usize = 16 << 10;
 /// enough to contain it.
 const MAX_BACK: usize = 64;
 
+/// Bits of [`Symbol::rank`]. A label without type or size tells least; a
+/// local name is one that callers do not know.
+const TYPED: u8 = 4;
+const SIZED: u8 = 2;
+const EXPORTED: u8 = 1;
+
+const STB_LOCAL: u8 = 0;
 const STT_NOTYPE: u8 = 0;
 const STT_FUNC: u8 = 2;
 const STT_GNU_IFUNC: u8 = 10;
@@ -31,6 +40,12 @@ struct Symbol {
     name: u64,
     /// Larger is better among symbols of one address.
     rank: u8,
+}
+
+impl Symbol {
+    fn is_exported(&self) -> bool {
+        self.rank & EXPORTED != 0
+    }
 }
 
 /// All functions that the symbol tables of one module name.
@@ -73,14 +88,18 @@ impl Symbols {
 
     /// Must be called after the last [`Symbols::add`].
     pub(crate) fn finish(&mut self) {
-        self.symbols
-            .sort_by_key(|s| (s.start, s.rank, std::cmp::Reverse(s.name)));
-        self.symbols.dedup_by(|later, first| {
+        let Symbols { symbols, names } = self;
+        symbols.sort_unstable_by_key(|s| s.start);
+        symbols.dedup_by(|later, first| {
             let same = later.start == first.start;
             if same {
                 // The better name, with whichever size is known.
                 let size = later.size.max(first.size);
-                *first = Symbol { size, ..*later };
+                let better = preference(names, later) > preference(names, first);
+                *first = Symbol {
+                    size,
+                    ..if better { *later } else { *first }
+                };
             }
             same
         });
@@ -94,6 +113,17 @@ impl Symbols {
 
     /// Name of the function that contains `at`, an address in the ELF file.
     pub(crate) fn containing(&self, at: u64) -> Option<&[u8]> {
+        self.name(self.around(at)?)
+    }
+
+    /// The same, if it is a name that other modules can refer to.
+    pub(crate) fn exported(&self, at: u64) -> Option<&[u8]> {
+        self.around(at)
+            .filter(|s| s.is_exported())
+            .and_then(|s| self.name(s))
+    }
+
+    fn around(&self, at: u64) -> Option<&Symbol> {
         let end = self.symbols.partition_point(|s| s.start <= at);
         let mut next = self.symbols.get(end).map(|s| s.start);
         for symbol in self.symbols.get(..end)?.iter().rev().take(MAX_BACK) {
@@ -104,7 +134,7 @@ impl Symbols {
                 at - symbol.start < symbol.size
             };
             if inside {
-                return self.name(symbol);
+                return Some(symbol);
             }
             next = Some(symbol.start);
         }
@@ -118,9 +148,31 @@ impl Symbols {
     }
 
     fn name(&self, symbol: &Symbol) -> Option<&[u8]> {
-        let at = usize::try_from(symbol.name).ok()?;
-        string_at(&self.names, at, MAX_NAME).filter(|n| !n.is_empty())
+        name_in(&self.names, symbol)
     }
+}
+
+fn name_in<'n>(names: &'n [u8], symbol: &Symbol) -> Option<&'n [u8]> {
+    let at = usize::try_from(symbol.name).ok()?;
+    string_at(names, at, MAX_NAME).filter(|n| !n.is_empty())
+}
+
+/// Larger for the better of two names of one address. A C library has each
+/// function under several: programs call `strdup`, which is weak, the library
+/// itself `__strdup`, and its linker made `__GI___strdup`. So among exported
+/// names the one with the fewest underscores in front is best, then the
+/// shortest, then the first by alphabet; `malloc` before `__libc_malloc`.
+fn preference<'n>(
+    names: &'n [u8],
+    symbol: &Symbol,
+) -> (u8, bool, Reverse<(usize, usize, &'n [u8])>) {
+    let name = name_in(names, symbol).unwrap_or_default();
+    let underscores = name.iter().take_while(|c| **c == b'_').count();
+    (
+        symbol.rank,
+        !name.is_empty(),
+        Reverse((underscores, name.len(), name)),
+    )
 }
 
 fn function(row: &[u8], names: u64) -> Option<Symbol> {
@@ -132,20 +184,22 @@ fn function(row: &[u8], names: u64) -> Option<Symbol> {
         return None;
     }
     let size = u64_at(row, 16)?;
-    // Binding: 0 local, 1 global, 2 weak. An exported name is the one that
-    // its callers know; a label without type or size tells least.
-    let binding = match info >> 4 {
-        1 => 2,
-        2 => 1,
-        _ => 0,
-    };
-    let typed = u8::from(kind != STT_NOTYPE);
-    let sized = u8::from(size != 0);
+    let mut rank = 0;
+    if kind != STT_NOTYPE {
+        rank |= TYPED;
+    }
+    if size != 0 {
+        rank |= SIZED;
+    }
+    // Global or weak.
+    if info >> 4 != STB_LOCAL {
+        rank |= EXPORTED;
+    }
     Some(Symbol {
         start,
         size,
         name: names.checked_add(u64::from(u32_at(row, 0)?))?,
-        rank: typed * 8 + sized * 4 + binding,
+        rank,
     })
 }
 
@@ -180,9 +234,45 @@ mod tests {
         assert_eq!(name(0x14f), Some("inner"));
         assert_eq!(name(0x150), Some("label"));
         assert_eq!(name(0x2ff), Some("label"));
-        assert_eq!(name(0x30f), Some("global"));
+        assert_eq!(name(0x30f), Some("weak"));
         assert_eq!(name(0x310), None);
-        assert_eq!(s.starting(0x300), Some(&b"global"[..]));
+        assert_eq!(s.starting(0x300), Some(&b"weak"[..]));
+        assert_eq!(s.exported(0x30f), Some(&b"weak"[..]));
+        assert_eq!(s.exported(0x100), None);
         assert_eq!(s.starting(0x301), None);
+    }
+
+    /// The names that glibc 2.36 has for one address, in every order.
+    #[test]
+    fn the_name_that_programs_call() {
+        for (local, names, want) in [
+            (1, ["__GI___strdup", "__strdup", "strdup"], "strdup"),
+            (2, ["__GI_x", "___dlopen", "dlopen"], "dlopen"),
+            (1, ["__GI_x", "__libc_malloc", "malloc"], "malloc"),
+            (2, ["a", "_IO_puts_long", "_IO_puts"], "_IO_puts"),
+            (0, ["getdelim", "__getdelim", "_IO_getdelim"], "getdelim"),
+            (3, ["__GI___f", "__f", "f_internal"], "f_internal"),
+        ] {
+            for order in [
+                [0, 1, 2],
+                [0, 2, 1],
+                [1, 0, 2],
+                [1, 2, 0],
+                [2, 0, 1],
+                [2, 1, 0],
+            ] {
+                let mut s = Symbols::default();
+                for i in order {
+                    let info = if i < local { 0x02 } else { 0x12 };
+                    let at = s.names.len() as u32;
+                    s.symbols.push(row(at, info, 0x100, 0x17));
+                    s.names.extend(names[i].as_bytes());
+                    s.names.push(0);
+                }
+                s.finish();
+                let found = s.containing(0x105).map(String::from_utf8_lossy);
+                assert_eq!(found.as_deref(), Some(want), "{order:?}");
+            }
+        }
     }
 }

@@ -192,3 +192,41 @@ fn main() {
         assert!(got == want || got == plain, "{mangling}: {got:?}");
     }
 }
+
+/// As in a C library: `DW_AT_linkage_name` is a hidden alias.
+const INTERNAL: &str = r#"
+#include <stdio.h>
+__attribute__((noinline)) void *here(void) { return __builtin_return_address(0); }
+__attribute__((noinline, visibility("hidden"))) void *__twice(void) __asm__("__GI___twice");
+void *__twice(void) {
+    void *at = here();
+    __asm__ volatile("" : "+r"(at));
+    return at;
+}
+#ifdef PUBLIC
+void *__twice_name(void) __attribute__((alias("__GI___twice")));
+void *twice(void) __attribute__((weak, alias("__GI___twice")));
+#endif
+int main(void) {
+    printf("%p %p\n", __twice(), (void *)main);
+    return 0;
+}
+"#;
+
+#[test]
+fn a_library_function_has_the_name_that_programs_call() {
+    for (flags, want) in [
+        (&["-g", "-O2", "-DPUBLIC"][..], "twice"),
+        (&["-O2", "-DPUBLIC"], "twice"),
+        (&["-g", "-O2"], "__twice"),
+        (&["-O2"], "__twice"),
+    ] {
+        let fixture = Fixture::build("cc", "internal.c", INTERNAL, flags);
+        let (frames, _) = fixture.resolve(Options::default());
+        let names = (
+            frames[0].function.as_deref(),
+            frames[0].linkage_name.as_deref(),
+        );
+        assert_eq!(names, (Some(want), Some(want)), "{flags:?}");
+    }
+}
