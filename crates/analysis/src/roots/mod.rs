@@ -1,6 +1,7 @@
 //! Which memory is a root: what the program can reach without any block.
 //!
-//! Begin with every readable and writable mapping, then cut out
+//! Begin with every readable and writable mapping, and with data of modules
+//! that was made read-only, then cut out
 //!
 //! - heaps: a block counts when it is reached, freed memory never
 //!   (found by the structure of their contents),
@@ -34,7 +35,7 @@ const STATIC_TLS: u64 = 4096;
 /// Why a range is a root.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum RootKind {
-    /// Writable data of an executable or library.
+    /// Data of an executable or library that is or was writable.
     Globals,
     /// A thread's stack from its stack pointer upward.
     Stack,

@@ -1,14 +1,15 @@
 //! What each mapping is, as far as its line in the map tells.
 
 use leakscope_memory::{MemoryMap, Region};
-use leakscope_model::Range;
+use leakscope_model::{Addr, Range};
 
-/// The nature of a readable and writable mapping.
+/// The nature of a mapping that may hold roots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Class {
-    /// Writable data of an executable or library, from its file.
+    /// Data of an executable or library, from its file: writable, or made
+    /// read-only when it had been written.
     Data,
-    /// The anonymous mapping directly behind a module's data: its zeroed
+    /// The anonymous mappings directly behind a module's data: its zeroed
     /// data, and whatever the kernel joined to it.
     Bss,
     /// The first thread's stack.
@@ -30,43 +31,83 @@ pub(super) struct Classified {
 
 /// All readable and writable mappings but those of devices and the kernel's
 /// own pages. Reading a device's memory may have effects.
+///
+/// Besides, what of a module's data is read-only now: the loader protects
+/// relocated data, and a program may protect pages of its own. The map does
+/// not tell such a page from a constant, but it touches the writable rest.
 pub(super) fn classify(map: &MemoryMap) -> Vec<Classified> {
     let regions = map.regions();
-    let is_module = |region: &Region| {
-        regions
-            .iter()
-            .any(|r| r.exec && r.inode == region.inode && r.device == region.device)
-    };
     let mut out: Vec<Classified> = Vec::new();
-    let mut last_data: Option<Range> = None;
-    for region in regions {
-        if region.inode != 0 && !region.shared && is_module(region) {
-            last_data = Some(region.range);
+    // Ends of the last private mapping of a module's file, of the data that
+    // runs on from there without a gap, and of its last piece if protected.
+    let mut file_end: Option<Addr> = None;
+    let mut data_end: Option<Addr> = None;
+    let mut protected_end: Option<Addr> = None;
+    for (i, region) in regions.iter().enumerate() {
+        let (start, end) = (region.range.start, region.range.end);
+        let from_module = region.inode != 0 && !region.shared && is_module(regions, region);
+        if from_module {
+            file_end = Some(end);
         }
-        if !region.read || !region.write || is_special(&region.path) {
+        if !region.read || is_special(&region.path) {
             continue;
         }
-        let class = if region.path == b"[stack]" {
+        let nameless = region.inode == 0 && !region.shared && region.path.is_empty();
+        let class = if from_module && region.write {
+            Class::Data
+        } else if nameless
+            && region.write
+            && (file_end == Some(start) || protected_end == Some(start))
+        {
+            Class::Bss
+        } else if !region.write {
+            let next = regions.get(i + 1);
+            if region.exec {
+                continue;
+            } else if from_module
+                && (data_end == Some(start) || next.is_some_and(|n| goes_on(region, n)))
+            {
+                Class::Data
+            } else if nameless && data_end == Some(start) {
+                Class::Bss
+            } else {
+                continue;
+            }
+        } else if region.path == b"[stack]" {
             Class::Stack
         } else if region.path == b"[heap]" {
             Class::Heap
-        } else if region.inode != 0 && !region.shared && last_data == Some(region.range) {
-            Class::Data
         } else if region.inode != 0 || region.shared {
             Class::Other
-        } else if last_data.is_some_and(|data| data.end == region.range.start)
-            && region.path.is_empty()
-        {
-            Class::Bss
         } else {
             Class::Anonymous
         };
+        if matches!(class, Class::Data | Class::Bss) {
+            data_end = Some(end);
+            protected_end = data_end.filter(|_| !region.write);
+        }
         out.push(Classified {
             range: region.range,
             class,
         });
     }
     out
+}
+
+/// True for a mapping of a file that is also mapped to be executed.
+fn is_module(regions: &[Region], region: &Region) -> bool {
+    regions
+        .iter()
+        .any(|r| r.exec && r.inode == region.inode && r.device == region.device)
+}
+
+/// True when `next` is the writable data of the same file, right behind.
+fn goes_on(region: &Region, next: &Region) -> bool {
+    next.range.start == region.range.end
+        && next.inode == region.inode
+        && next.device == region.device
+        && next.write
+        && !next.shared
 }
 
 fn is_special(path: &[u8]) -> bool {
@@ -116,6 +157,42 @@ mod tests {
                 (0x9000, Anonymous),
                 (0xb000, Other),
                 (0xe000, Stack),
+            ]
+        );
+    }
+
+    #[test]
+    fn protected_pages_of_a_modules_data_are_data() {
+        let mut memory = FakeMemory::new();
+        memory
+            .region(0x1000, 0x1000, "r--p", "/bin/p")
+            .region(0x2000, 0x1000, "r-xp", "/bin/p")
+            .region(0x3000, 0x1000, "r--p", "/bin/p") // constants
+            .region(0x5000, 0x1000, "r--p", "/bin/p") // relocated
+            .region(0x6000, 0x1000, "rw-p", "/bin/p")
+            .region(0x7000, 0x1000, "r--p", "/bin/p")
+            .region(0x8000, 0x1000, "rw-p", "")
+            .region(0x9000, 0x1000, "r--p", "")
+            .region(0xa000, 0x1000, "rw-p", "")
+            .region(0xc000, 0x1000, "r--p", "")
+            .region(0xd000, 0x1000, "r--p", "/data")
+            .region(0xe000, 0x1000, "rw-p", "/data")
+            .region(0xf000, 0x1000, "r--p", "");
+        let classes: Vec<_> = classify(memory.map())
+            .into_iter()
+            .map(|c| (c.range.start.0, c.class))
+            .collect();
+        use Class::{Bss, Data, Other};
+        assert_eq!(
+            classes,
+            [
+                (0x5000, Data),
+                (0x6000, Data),
+                (0x7000, Data),
+                (0x8000, Bss),
+                (0x9000, Bss),
+                (0xa000, Bss),
+                (0xe000, Other),
             ]
         );
     }
