@@ -23,6 +23,15 @@ pub(crate) fn seconds(s: f64) -> String {
     format!("{} {unit}", three_digits(value))
 }
 
+/// How long blocks lived. The recorder's clock ticks every 10 ms, so below
+/// that no figure means anything.
+pub(crate) fn lifetime(s: f64) -> String {
+    if (0.0..0.01).contains(&s) {
+        return "under 10 ms".to_owned();
+    }
+    seconds(s)
+}
+
 fn three_digits(v: f64) -> String {
     let text = match v {
         v if v >= 99.95 => return format!("{v:.0}"),
@@ -52,6 +61,19 @@ mod tests {
         ];
         for (s, text) in table {
             assert_eq!(seconds(s), text);
+        }
+    }
+
+    #[test]
+    fn a_lifetime_below_the_clocks_tick_has_no_figure() {
+        for (s, text) in [
+            (0.0, "under 10 ms"),
+            (0.0099, "under 10 ms"),
+            (0.01, "10 ms"),
+            (13.7, "13.7 s"),
+            (f64::NAN, "an unknown time"),
+        ] {
+            assert_eq!(lifetime(s), text);
         }
     }
 }

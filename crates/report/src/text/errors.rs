@@ -28,7 +28,7 @@ pub(super) fn wrong_frees(
         .errors
         .iter()
         .filter(|e| e.code != ErrorCode::FdLeak);
-    section(page, "Wrong frees", errors, "", options)
+    section(page, "Wrong frees", errors, options)
 }
 
 /// One line, or each place that opened descriptors when they are asked for.
@@ -44,13 +44,7 @@ pub(super) fn descriptors(
             .filter(|e| e.code == ErrorCode::FdLeak)
     };
     if options.fds {
-        return section(
-            page,
-            "Descriptors never closed",
-            leaks(),
-            "opened ",
-            options,
-        );
+        return section(page, "Descriptors never closed", leaks(), options);
     }
     let open = leaks().fold(0u64, |sum, e| sum.saturating_add(e.count));
     if open > 0 {
@@ -69,7 +63,6 @@ fn section<'a>(
     page: &mut Page<'_>,
     title: &str,
     errors: impl Iterator<Item = &'a ErrorRecord> + Clone,
-    verb: &str,
     options: &Options,
 ) -> io::Result<()> {
     let of = errors.clone().count();
@@ -81,20 +74,17 @@ fn section<'a>(
     let title = page.paint.bold(title);
     page.line(&title)?;
     for (i, error) in errors.take(shown).enumerate() {
-        let times = match error.count {
-            0 | 1 => String::new(),
-            n => format!(", {verb}{} times", quantity::count(n)),
+        let message = escape(&error.message);
+        let text = match (error.code, error.count) {
+            // Its message says all of it.
+            (ErrorCode::FdLeak, _) => message.into_owned(),
+            (code, 0 | 1) => format!("{}: {message}", page.paint.alarm(name(code))),
+            (code, n) => {
+                let code = page.paint.alarm(name(code));
+                format!("{code}, {} times: {message}", quantity::count(n))
+            }
         };
-        let code = page.paint.alarm(name(error.code));
-        page.paragraph(
-            2,
-            4,
-            &format!(
-                "{} of {of}: {code}{times}: {}",
-                i + 1,
-                escape(&error.message)
-            ),
-        )?;
+        page.paragraph(2, 4, &format!("{} of {of}: {text}", i + 1))?;
         stack::write(page, 6, &error.stack, options)?;
         for (label, frames) in [
             ("allocated", &error.allocated),

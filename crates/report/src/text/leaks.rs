@@ -143,7 +143,7 @@ fn freed_by(page: &mut Page<'_>, leak: &Leak, options: &Options) -> io::Result<(
         return Ok(());
     }
     let lifetime = leak.lifetime.map_or(String::new(), |l| {
-        format!(", typical lifetime {}", duration::seconds(l.mean_seconds))
+        format!(", typical lifetime {}", duration::lifetime(l.mean_seconds))
     });
     if leak.free_sites.is_empty() {
         return match leak.lifetime {
@@ -170,10 +170,14 @@ fn freed_by(page: &mut Page<'_>, leak: &Leak, options: &Options) -> io::Result<(
         };
         let share = quantity::percent((site.share.clamp(0.0, 1.0) * 1e6) as u64, 1_000_000);
         let text = if i == 0 {
+            let frees = quantity::counted(all, "sampled free");
+            let seen = match all {
+                0 | 1 => frees,
+                _ => format!("{share} of {frees}"),
+            };
             format!(
-                "usually freed by: {} — {share} of {}{lifetime}",
-                page.paint.place(&by),
-                quantity::counted(all, "sampled free"),
+                "usually freed by: {} — {seen}{lifetime}",
+                page.paint.place(&by)
             )
         } else {
             format!("also freed by: {by} — {share}")

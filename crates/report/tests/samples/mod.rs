@@ -192,7 +192,7 @@ pub fn leaking() -> Report {
         },
     ];
     header.lifetime = Some(Lifetime {
-        mean_seconds: 0.0032,
+        mean_seconds: 0.32,
         samples: 128,
     });
     let mut ring = leak(
@@ -203,6 +203,15 @@ pub fn leaking() -> Report {
         stack(vec![frame("ring_new", "src/ring.c", 19)]),
     );
     ring.indirect = totals(96, 2);
+    ring.free_sites = vec![FreeSiteLine {
+        stack: stack(vec![frame("ring_drop", "src/ring.c", 41)]),
+        share: 1.0,
+        count: 1,
+    }];
+    ring.lifetime = Some(Lifetime {
+        mean_seconds: 0.0,
+        samples: 1,
+    });
     ring.cycle = true;
     ring.cycle_members = vec!["ring_new".into(), "ring_push".into(), "ring_push".into()];
     let mut deep: Vec<Frame> = (0..127).map(|_| frame("walk", "src/tree.c", 41)).collect();
@@ -248,7 +257,7 @@ pub fn leaking() -> Report {
         },
         ErrorRecord {
             code: ErrorCode::FdLeak,
-            message: "7 descriptors, the first of them 5 (/var/log/http.log)".to_owned(),
+            message: "7 descriptors never closed (/var/log/http.log)".to_owned(),
             count: 7,
             stack: stack(vec![frame("open_log", "src/log.c", 23)]),
             allocated: Vec::new(),
