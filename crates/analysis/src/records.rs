@@ -235,7 +235,7 @@ struct Groups {
 ///
 /// Every block is in exactly one record; an indirect one besides counts in
 /// `indirect` of its leader's record. A table holds fewer than 2^32 blocks,
-/// as [`Classified::leader`] is that wide; any beyond are left out.
+/// the width of a leader's index; any beyond are left out.
 pub fn merge(
     table: &LiveTable,
     classes: &Classified<'_>,

@@ -4,8 +4,8 @@
 //! LeakSanitizer's `leak:PATTERN` lines. A third source is [`builtin()`], for
 //! blocks that the C, C++ and Rust runtimes keep on purpose.
 //!
-//! Begin with [`parse`], collect into a [`SuppressionSet`], and ask
-//! [`SuppressionSet::suppress`] for each record. [`generate`] writes a ready
+//! Begin with [`parse()`], collect into a [`SuppressionSet`], and ask
+//! [`SuppressionSet::suppress`] for each record. [`generate()`] writes a ready
 //! suppression for a record.
 
 mod allocator;

@@ -157,15 +157,15 @@ fn name_in<'n>(names: &'n [u8], symbol: &Symbol) -> Option<&'n [u8]> {
     string_at(names, at, MAX_NAME).filter(|n| !n.is_empty())
 }
 
+/// Rank; whether there is a name; underscores, length, name: less is better.
+type Preference<'n> = (u8, bool, Reverse<(usize, usize, &'n [u8])>);
+
 /// Larger for the better of two names of one address. A C library has each
 /// function under several: programs call `strdup`, which is weak, the library
 /// itself `__strdup`, and its linker made `__GI___strdup`. So among exported
 /// names the one with the fewest underscores in front is best, then the
 /// shortest, then the first by alphabet; `malloc` before `__libc_malloc`.
-fn preference<'n>(
-    names: &'n [u8],
-    symbol: &Symbol,
-) -> (u8, bool, Reverse<(usize, usize, &'n [u8])>) {
+fn preference<'n>(names: &'n [u8], symbol: &Symbol) -> Preference<'n> {
     let name = name_in(names, symbol).unwrap_or_default();
     let underscores = name.iter().take_while(|c| **c == b'_').count();
     (
