@@ -21,11 +21,20 @@ fn main() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     for part in ["preload", "crates/recorder-core", "crates/wire"] {
         let part = root.join(part);
-        println!("cargo:rerun-if-changed={}", part.join("Cargo.toml").display());
+        println!(
+            "cargo:rerun-if-changed={}",
+            part.join("Cargo.toml").display()
+        );
         println!("cargo:rerun-if-changed={}", part.join("src").display());
     }
-    println!("cargo:rerun-if-changed={}", root.join("preload/Cargo.lock").display());
-    println!("cargo:rerun-if-changed={}", root.join("preload/build.rs").display());
+    println!(
+        "cargo:rerun-if-changed={}",
+        root.join("preload/Cargo.lock").display()
+    );
+    println!(
+        "cargo:rerun-if-changed={}",
+        root.join("preload/build.rs").display()
+    );
 
     let build = out.join("preload");
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
@@ -51,8 +60,10 @@ fn main() {
         }
     }
     let status = command.status().expect("start cargo for preload/");
-    assert!(status.success(), "building preload/ failed; see the messages above");
+    assert!(
+        status.success(),
+        "building preload/ failed; see the messages above"
+    );
     let object = build.join("release/libleakscope_preload.so");
-    fs::copy(&object, &target)
-        .unwrap_or_else(|e| panic!("copy {}: {e}", object.display()));
+    fs::copy(&object, &target).unwrap_or_else(|e| panic!("copy {}: {e}", object.display()));
 }
