@@ -10,7 +10,7 @@ use crate::stacks::Stacks;
 use crate::{sys, x86_64};
 use core::cell::UnsafeCell;
 use core::sync::atomic::{
-    AtomicU32, AtomicUsize, Ordering::AcqRel, Ordering::Acquire, Ordering::Relaxed,
+    AtomicU32, AtomicU64, AtomicUsize, Ordering::AcqRel, Ordering::Acquire, Ordering::Relaxed,
     Ordering::Release, compiler_fence,
 };
 use leakscope_recorder_core::unwind::StackCache;
@@ -68,8 +68,8 @@ pub struct Fields {
 pub struct Cell {
     /// 1 while usable; wiped by fork.
     live: AtomicU32,
-    /// 1 while the thread is inside the recorder.
-    busy: AtomicU32,
+    /// Stack pointer at which the thread entered the recorder; 0 outside.
+    busy: AtomicU64,
     fields: UnsafeCell<Fields>,
 }
 
@@ -199,12 +199,38 @@ impl Cell {
     /// Enters the recorder; `None` when the thread is inside already.
     #[inline(always)]
     pub fn enter(&'static self) -> Option<Inside> {
-        if self.busy.load(Relaxed) != 0 {
+        if self.busy.load(Relaxed) != 0 && !self.recover() {
             return None;
         }
-        self.busy.store(1, Relaxed);
+        self.busy.store(x86_64::stack_pointer(), Relaxed);
         compiler_fence(AcqRel);
         Some(Inside(self))
+    }
+
+    /// True when the frame that entered the recorder is gone: a signal handler
+    /// that interrupted it left by longjmp. Then this stack pointer lies above
+    /// that one, on the thread's own stack, where frames only lie below their
+    /// callers.
+    #[cold]
+    fn recover(&self) -> bool {
+        let entered = self.busy.load(Relaxed);
+        let now = x86_64::stack_pointer();
+        // SAFETY: plain reads of a field of this thread, which the frame that
+        // wrote it has left for good, or is not writing: it is below us.
+        let stacks = unsafe { (&raw const (*self.fields.get()).stacks).read() };
+        if now <= entered || !stacks.owns(now) || !stacks.owns(entered) {
+            return false;
+        }
+        // SAFETY: as above; all zero bytes are an empty cache.
+        unsafe {
+            let f = self.fields.get();
+            core::ptr::write_bytes((&raw mut (*f).stack).cast::<u8>(), 0, 56);
+            (*f).just_freed = 0;
+            (*f).last_alloc = 0;
+        }
+        self.pending_len().store(0, Relaxed);
+        crate::recorder::abandoned();
+        true
     }
 
     /// Puts off an event of a thread that is inside. False when there is no

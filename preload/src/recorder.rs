@@ -2,7 +2,7 @@
 //! event.
 
 use crate::cell::{self, Cell, Inside, Waiting};
-use crate::{modules, real, stacks, sys, x86_64};
+use crate::{modules, real, stacks, sys, weak, x86_64};
 use core::cell::UnsafeCell;
 use core::mem::MaybeUninit;
 use core::sync::atomic::{
@@ -11,6 +11,7 @@ use core::sync::atomic::{
 use leakscope_recorder_core::counters::Slot;
 use leakscope_recorder_core::freed::{self, Past};
 use leakscope_recorder_core::heap::Heap;
+use leakscope_recorder_core::lock;
 use leakscope_recorder_core::rows::{self, Wrong};
 use leakscope_recorder_core::table::{Entry, Inserted, Table};
 use leakscope_recorder_core::unwind::{Captured, Context, RowCache};
@@ -217,6 +218,28 @@ fn first_access() -> Access {
     inside.fields().sample_left = recorder.sample_bytes as i64;
     crate::init::watch_thread_end(cell);
     Access::Inside(recorder, inside)
+}
+
+/// The calling thread left the recorder by a longjmp, perhaps with a lock
+/// held. Alone, it can only be its own.
+pub fn abandoned() {
+    if let Some(recorder) = get() {
+        recorder.count(word::DROPPED);
+        if alone() {
+            recorder.table.unlock_all();
+            lock::reset(recorder.segment.word(word::TABLES_LOCK));
+        }
+    }
+}
+
+/// True while the process has one thread (glibc since 2.32 knows).
+#[inline(always)]
+pub fn alone() -> bool {
+    match weak::single_threaded() {
+        0 => false,
+        // SAFETY: glibc's variable `char __libc_single_threaded`.
+        at => unsafe { (at as *const u8).read_volatile() != 0 },
+    }
 }
 
 fn xorshift(state: &mut u32) -> u32 {
@@ -473,9 +496,9 @@ impl Recorder {
 
     #[cold]
     fn unknown_free(&'static self, inside: &mut Inside, addr: u64, family: u8, place: Place) {
-        self.count(word::UNKNOWN_FREES);
         if self.segment.word(word::DROPPED).load(Relaxed) != 0 {
             // It may be a block whose allocation was lost.
+            self.count(word::UNKNOWN_FREES);
             return;
         }
         let stack = self.capture(inside, place).stack;
@@ -503,6 +526,8 @@ impl Recorder {
                 0,
                 0,
             );
+        } else {
+            self.count(word::UNKNOWN_FREES);
         }
     }
 

@@ -30,6 +30,13 @@ impl Stacks {
     };
 }
 
+impl Stacks {
+    /// True for an address on the known part of the thread's own stack.
+    pub fn owns(&self, at: u64) -> bool {
+        (self.own.lo..self.own.hi).contains(&at)
+    }
+}
+
 /// The bounds for a walk that begins at `sp`.
 #[inline(always)]
 pub fn bounds(fields: &mut Fields, sp: u64) -> StackBounds {

@@ -45,6 +45,8 @@ weak! {
     key_create = "pthread_key_create";
     /// pthread_setspecific(3), likewise.
     set_specific = "pthread_setspecific";
+    /// glibc's variable that tells whether there is one thread, since 2.32.
+    single_threaded = "__libc_single_threaded";
     /// The program's own suppressions.
     lsan_suppressions = "__lsan_default_suppressions";
     /// The program's own switch.

@@ -51,6 +51,17 @@ pub fn set_thread_word(value: usize) {
     }
 }
 
+/// The stack pointer of the calling function, about.
+#[inline(always)]
+pub fn stack_pointer() -> u64 {
+    let sp: u64;
+    // SAFETY: reads a register.
+    unsafe {
+        asm!("mov {0}, rsp", out(reg) sp, options(nostack, nomem, preserves_flags));
+    }
+    sp
+}
+
 /// The thread control block's address (fs:0 holds it on x86-64 glibc).
 #[inline(always)]
 pub fn thread_control_block() -> u64 {
