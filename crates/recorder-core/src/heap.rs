@@ -19,6 +19,7 @@ pub type Punch = fn(words: &[AtomicU64]) -> bool;
 #[derive(Clone, Copy)]
 pub struct Heap<'a> {
     segment: Segment<'a>,
+    words: &'a [AtomicU64],
     give_way: Yield,
     punch: Punch,
 }
@@ -28,6 +29,7 @@ impl<'a> Heap<'a> {
     pub fn new(segment: Segment<'a>, give_way: Yield, punch: Punch) -> Heap<'a> {
         Heap {
             segment,
+            words: segment.words(Area::Heap),
             give_way,
             punch,
         }
@@ -37,13 +39,12 @@ impl<'a> Heap<'a> {
     /// they do not lie inside.
     #[inline]
     pub fn words(&self, offset: u64, log2: u32) -> &'a [AtomicU64] {
-        let words = self.segment.words(Area::Heap);
         let start = (offset / 8) as usize;
         let len = 1usize.checked_shl(log2.wrapping_sub(3)).unwrap_or(0);
-        start
-            .checked_add(len)
-            .and_then(|end| words.get(start..end))
-            .unwrap_or(&[])
+        match self.words.get(start..) {
+            Some(words) => words.get(..len).unwrap_or(&[]),
+            None => &[],
+        }
     }
 
     /// A zeroed block of `2^log2` bytes: its offset, or `None` when full.

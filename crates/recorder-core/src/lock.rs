@@ -37,7 +37,21 @@ pub fn acquire(word: &AtomicU64, give_way: Yield) -> Option<Held<'_>> {
     wait(word, give_way)
 }
 
+/// The same for a caller that is the process's only thread: plain loads and
+/// stores, which do not wait until earlier stores have left the processor.
+/// The lock is marked all the same, so a thread that is started later (which
+/// orders its memory after ours) finds it in the right state.
+#[inline]
+pub fn acquire_alone(word: &AtomicU64, give_way: Yield) -> Option<Held<'_>> {
+    if word.load(Relaxed) == FREE {
+        word.store(HELD, Relaxed);
+        return Some(Held(word));
+    }
+    wait(word, give_way)
+}
+
 #[cold]
+#[inline(never)]
 fn wait(word: &AtomicU64, give_way: Yield) -> Option<Held<'_>> {
     let mut yields = 0;
     while yields < YIELDS {
@@ -77,5 +91,17 @@ mod tests {
         drop(held);
         // The wait above marked it abandoned, the holder then freed it.
         assert!(acquire(&word, || {}).is_some());
+    }
+
+    #[test]
+    fn alone_and_shared_exclude_each_other() {
+        let word = AtomicU64::new(0);
+        let held = acquire_alone(&word, || {}).expect("free");
+        assert!(acquire(&word, || {}).is_none(), "bounded");
+        drop(held);
+        let held = acquire(&word, || {}).expect("free");
+        assert!(acquire_alone(&word, || {}).is_none(), "bounded");
+        drop(held);
+        assert!(acquire_alone(&word, || {}).is_some());
     }
 }

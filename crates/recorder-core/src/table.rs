@@ -9,7 +9,9 @@
 
 use crate::heap::Heap;
 use crate::lock::{self, Yield};
-use core::sync::atomic::{AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
+use core::sync::atomic::{
+    AtomicU8, AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release,
+};
 use leakscope_wire::Segment;
 use leakscope_wire::entry;
 use leakscope_wire::layout::{Area, shard, word};
@@ -48,54 +50,72 @@ pub struct Table<'a> {
     segment: Segment<'a>,
     heap: Heap<'a>,
     give_way: Yield,
+    alone: &'a AtomicU8,
 }
 
-/// A shard's slots: two words each.
+/// For tables that are not told whether there are other threads.
+static SHARED: AtomicU8 = AtomicU8::new(0);
+
+/// An entry's words: key and value.
+type Pair = [AtomicU64; 2];
+
+/// A shard's slots: a power of two, or none.
 #[derive(Clone, Copy)]
 struct Slots<'a> {
-    words: &'a [AtomicU64],
+    pairs: &'a [Pair],
+    /// log2 of their bytes.
     log2: u32,
 }
 
 impl<'a> Slots<'a> {
     #[inline]
-    fn get(&self, index: usize) -> Option<(&'a AtomicU64, &'a AtomicU64)> {
-        match self.words.get(index * 2..index * 2 + 2) {
-            Some([key, value]) => Some((key, value)),
-            _ => None,
+    fn of(heap: &Heap<'a>, offset: u64, log2: u32) -> Slots<'a> {
+        Slots {
+            pairs: heap.words(offset, log2).as_chunks().0,
+            log2,
         }
+    }
+
+    #[inline]
+    fn get(&self, index: usize) -> Option<&'a Pair> {
+        self.pairs.get(index)
     }
 
     #[inline]
     fn mask(&self) -> usize {
-        (self.words.len() / 2).wrapping_sub(1)
+        self.pairs.len().wrapping_sub(1)
     }
 
+    /// Where the search for `addr` begins.
     #[inline]
     fn home(&self, addr: u64) -> usize {
         // 2^log2 bytes are 2^(log2 - 4) entries.
-        (entry::hash(addr) >> (68 - self.log2)) as usize
+        let top = entry::hash(addr).wrapping_shr(68u32.wrapping_sub(self.log2));
+        top as usize & self.mask()
     }
 
-    /// The slot of `addr`, or the empty one where it would go.
+    /// The slot of `addr` (true) or the empty one where it would go.
     #[inline]
-    fn probe(&self, addr: u64) -> Option<(usize, bool)> {
+    fn probe(&self, addr: u64) -> Option<(usize, &'a Pair, bool)> {
         let mask = self.mask();
-        let mut at = self.home(addr) & mask;
-        for _ in 0..=mask {
-            let (key, _) = self.get(at)?;
-            let key = key.load(Relaxed);
+        let mut at = self.home(addr);
+        for _ in 0..self.pairs.len() {
+            let pair = self.get(at)?;
+            let key = pair[KEY].load(Relaxed);
             if key == 0 {
-                return Some((at, false));
+                return Some((at, pair, false));
             }
             if entry::addr(key) == addr {
-                return Some((at, true));
+                return Some((at, pair, true));
             }
-            at = (at + 1) & mask;
+            at = at.wrapping_add(1) & mask;
         }
         None
     }
 }
+
+const KEY: usize = 0;
+const VALUE: usize = 1;
 
 impl<'a> Table<'a> {
     /// The table of `segment`.
@@ -104,29 +124,42 @@ impl<'a> Table<'a> {
             segment,
             heap,
             give_way,
+            alone: &SHARED,
         }
+    }
+
+    /// The same table for a process that has no second thread while `alone`
+    /// is not 0, which is read at each call: glibc's `__libc_single_threaded`.
+    /// Locking then costs next to nothing. It must become 0 before another
+    /// thread runs, and may become 1 again once the others have ended.
+    pub fn alone_while(self, alone: &'a AtomicU8) -> Table<'a> {
+        Table { alone, ..self }
     }
 
     #[inline]
     fn head(&self, addr: u64) -> Option<&'a [AtomicU64; shard::WORDS]> {
-        let at = entry::shard(addr) * shard::WORDS;
-        self.segment
-            .words(Area::Shards)
-            .get(at..at + shard::WORDS)?
-            .try_into()
-            .ok()
+        let (heads, _) = self.segment.words(Area::Shards).as_chunks();
+        heads.get(entry::shard(addr))
+    }
+
+    #[inline]
+    fn lock<'l>(&self, word: &'l AtomicU64) -> Option<lock::Held<'l>> {
+        if self.alone.load(Relaxed) != 0 {
+            lock::acquire_alone(word, self.give_way)
+        } else {
+            lock::acquire(word, self.give_way)
+        }
     }
 
     #[inline]
     fn slots(&self, head: &[AtomicU64; shard::WORDS]) -> Slots<'a> {
-        let table = head[shard::TABLE].load(Acquire);
-        let log2 = (table & 0xff) as u32;
-        let words = if table == 0 {
-            &[][..]
-        } else {
-            self.heap.words(table >> 8, log2)
-        };
-        Slots { words, log2 }
+        match head[shard::TABLE].load(Acquire) {
+            0 => Slots {
+                pairs: &[],
+                log2: 0,
+            },
+            table => Slots::of(&self.heap, table >> 8, (table & 0xff) as u32),
+        }
     }
 
     /// Records a live block.
@@ -138,23 +171,21 @@ impl<'a> Table<'a> {
         let Some(head) = self.head(addr) else {
             return Inserted::Dropped;
         };
-        let Some(_held) = lock::acquire(&head[shard::LOCK], self.give_way) else {
+        let Some(_held) = self.lock(&head[shard::LOCK]) else {
             return Inserted::Dropped;
         };
         let mut slots = self.slots(head);
         let used = head[shard::COUNT_USED].load(Relaxed);
-        if used * 4 >= slots.words.len() as u64 / 2 * 3 {
+        let room = slots.pairs.len() as u64;
+        if used.saturating_mul(4) >= room * 3 {
             match self.grow(head, slots) {
                 Some(grown) => slots = grown,
                 // A fuller table still works while a slot is left.
-                None if used + 1 < slots.words.len() as u64 / 2 => {}
+                None if used + 1 < room => {}
                 None => return Inserted::Dropped,
             }
         }
-        let Some((at, found)) = slots.probe(addr) else {
-            return Inserted::Dropped;
-        };
-        let Some((key, value)) = slots.get(at) else {
+        let Some((_, [key, value], found)) = slots.probe(addr) else {
             return Inserted::Dropped;
         };
         let old = found.then(|| self.unpack(key.load(Relaxed), value.load(Relaxed)));
@@ -181,24 +212,21 @@ impl<'a> Table<'a> {
     #[inline]
     pub fn remove_if(&self, addr: u64, wanted: impl FnOnce(&Entry) -> bool) -> Option<Entry> {
         let head = self.head(addr)?;
-        let _held = lock::acquire(&head[shard::LOCK], self.give_way)?;
+        let _held = self.lock(&head[shard::LOCK])?;
         let slots = self.slots(head);
-        if slots.words.is_empty() {
-            return None;
-        }
-        let (at, found) = slots.probe(addr)?;
+        let (at, [key, value], found) = slots.probe(addr)?;
         if !found {
             return None;
         }
-        let (key, value) = slots.get(at)?;
-        let entry = self.unpack(key.load(Relaxed), value.load(Relaxed));
+        let packed = value.load(Relaxed);
+        let entry = self.unpack(key.load(Relaxed), packed);
         if !wanted(&entry) {
             return None;
         }
-        if entry::size(value.load(Relaxed)) == entry::SIZE_BIG {
+        if entry::size(packed) == entry::SIZE_BIG {
             self.forget_big(addr);
         }
-        self.close_gap(&slots, at);
+        close_gap(&slots, at, key);
         let used = &head[shard::COUNT_USED];
         used.store(used.load(Relaxed).saturating_sub(1), Relaxed);
         Some(entry)
@@ -207,16 +235,12 @@ impl<'a> Table<'a> {
     /// Changes stack, flags or birth of a block in place; the size stays.
     pub fn update(&self, addr: u64, change: impl FnOnce(&mut Entry)) -> Option<Entry> {
         let head = self.head(addr)?;
-        let _held = lock::acquire(&head[shard::LOCK], self.give_way)?;
+        let _held = self.lock(&head[shard::LOCK])?;
         let slots = self.slots(head);
-        if slots.words.is_empty() {
-            return None;
-        }
-        let (at, found) = slots.probe(addr)?;
+        let (_, [key, value], found) = slots.probe(addr)?;
         if !found {
             return None;
         }
-        let (key, value) = slots.get(at)?;
         let packed = entry::size(value.load(Relaxed));
         let mut entry = self.unpack(key.load(Relaxed), value.load(Relaxed));
         change(&mut entry);
@@ -276,6 +300,7 @@ impl<'a> Table<'a> {
         lock::reset(self.segment.word(word::HEAP_LOCK));
     }
 
+    #[inline]
     fn unpack(&self, key: u64, value: u64) -> Entry {
         let addr = entry::addr(key);
         let packed = entry::size(value);
@@ -292,57 +317,21 @@ impl<'a> Table<'a> {
         }
     }
 
-    /// Moves later entries of the run back over the gap at `at`. The copy is
-    /// written before its original goes, so a reader sees each entry at
-    /// least once.
-    fn close_gap(&self, slots: &Slots<'_>, mut at: usize) {
-        let mask = slots.mask();
-        let mut next = at;
-        for _ in 0..=mask {
-            next = (next + 1) & mask;
-            let Some((key, value)) = slots.get(next) else {
-                break;
-            };
-            let (k, v) = (key.load(Relaxed), value.load(Relaxed));
-            if k == 0 {
-                break;
-            }
-            // It may move when its home does not lie behind the gap.
-            let home = slots.home(entry::addr(k)) & mask;
-            if next.wrapping_sub(home) & mask >= next.wrapping_sub(at) & mask {
-                if let Some((gap_key, gap_value)) = slots.get(at) {
-                    gap_value.store(v, Relaxed);
-                    gap_key.store(k, Release);
-                }
-                at = next;
-            }
-        }
-        if let Some((key, _)) = slots.get(at) {
-            key.store(0, Release);
-        }
-    }
-
     #[cold]
     fn grow(&self, head: &[AtomicU64; shard::WORDS], old: Slots<'a>) -> Option<Slots<'a>> {
-        let log2 = if old.words.is_empty() {
+        let log2 = if old.pairs.is_empty() {
             FIRST_LOG2
         } else {
             old.log2 + 1
         };
         let offset = self.heap.take(log2)?;
-        let new = Slots {
-            words: self.heap.words(offset, log2),
-            log2,
-        };
-        for pair in old.words.chunks_exact(2) {
-            let [key, value] = pair else { continue };
+        let new = Slots::of(&self.heap, offset, log2);
+        for [key, value] in old.pairs {
             let k = key.load(Relaxed);
             if k == 0 {
                 continue;
             }
-            if let Some((at, _)) = new.probe(entry::addr(k))
-                && let Some((new_key, new_value)) = new.get(at)
-            {
+            if let Some((_, [new_key, new_value], _)) = new.probe(entry::addr(k)) {
                 new_value.store(value.load(Relaxed), Relaxed);
                 new_key.store(k, Relaxed);
             }
@@ -354,10 +343,16 @@ impl<'a> Table<'a> {
         Some(new)
     }
 
+    #[inline]
     fn pack_size(&self, addr: u64, size: u64) -> u32 {
         if size < u64::from(entry::SIZE_BIG) {
             return size as u32;
         }
+        self.keep_big(addr, size)
+    }
+
+    #[cold]
+    fn keep_big(&self, addr: u64, size: u64) -> u32 {
         for row in self.segment.words(Area::Big).chunks_exact(2) {
             let [key, value] = row else { continue };
             if key.compare_exchange(0, addr, Relaxed, Relaxed).is_ok() {
@@ -368,6 +363,7 @@ impl<'a> Table<'a> {
         entry::SIZE_BIG - 1
     }
 
+    #[cold]
     fn big(&self, addr: u64) -> u64 {
         for row in self.segment.words(Area::Big).chunks_exact(2) {
             if let [key, value] = row
@@ -379,6 +375,7 @@ impl<'a> Table<'a> {
         u64::from(entry::SIZE_BIG)
     }
 
+    #[cold]
     fn forget_big(&self, addr: u64) {
         for row in self.segment.words(Area::Big).chunks_exact(2) {
             if let [key, _] = row
@@ -388,6 +385,35 @@ impl<'a> Table<'a> {
             }
         }
     }
+}
+
+/// Empties the slot `at`, whose key word is `key`, and moves later entries of
+/// the run back over the gap. The copy is written before its original goes,
+/// so a reader sees each entry at least once.
+#[inline]
+fn close_gap(slots: &Slots<'_>, at: usize, key: &AtomicU64) {
+    let mask = slots.mask();
+    let (mut gap, mut gap_key, mut next) = (at, key, at);
+    for _ in 0..slots.pairs.len() {
+        next = next.wrapping_add(1) & mask;
+        let Some([key, value]) = slots.get(next) else {
+            break;
+        };
+        let k = key.load(Relaxed);
+        if k == 0 {
+            break;
+        }
+        // It may move when its home does not lie behind the gap.
+        let home = slots.home(entry::addr(k));
+        if next.wrapping_sub(home) & mask >= next.wrapping_sub(gap) & mask {
+            if let Some([to_key, to_value]) = slots.get(gap) {
+                to_value.store(value.load(Relaxed), Relaxed);
+                to_key.store(k, Release);
+            }
+            (gap, gap_key) = (next, key);
+        }
+    }
+    gap_key.store(0, Release);
 }
 
 #[cfg(test)]
