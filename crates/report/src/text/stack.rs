@@ -74,7 +74,7 @@ fn down_to_main(stack: &[Frame]) -> &[Frame] {
     let main = stack.iter().position(|f| named(f, |n| n == "main"));
     // Without symbols `main` has no name, but its caller in glibc may.
     let caller = || {
-        let called = |n: &str| matches!(n, "__libc_start_call_main" | "__libc_start_main_impl");
+        let called = |n: &str| matches!(n, "__libc_start_call_main" | "__libc_start_main");
         let at = stack.iter().position(|f| named(f, called))?;
         at.checked_sub(1)
     };
