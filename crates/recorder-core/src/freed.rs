@@ -61,9 +61,29 @@ pub fn recall(segment: &Segment<'_>, addr: u64) -> Option<Past> {
     })
 }
 
+/// log2 of the rows in a page, of both tables.
+const PAGE_ROWS: u32 = 7;
+
+/// First word of the row of `addr`. Blocks of one page of the target share a
+/// page of rows, so that a small heap touches few.
 fn slot(addr: u64) -> usize {
-    (entry::hash(addr) >> (64 - freed::LOG2_COUNT)) as usize * freed::WORDS
+    let page = entry::hash(addr >> 12 << 3) >> (64 - (freed::LOG2_COUNT - PAGE_ROWS));
+    let row = entry::hash(addr) >> (64 - PAGE_ROWS);
+    (page << PAGE_ROWS | row) as usize * freed::WORDS
 }
+
+/// Where the search for a pair begins. Stacks that were first met one after
+/// the other share a page of rows.
+fn pair_slot(past: Past) -> usize {
+    let near = u64::from(past.allocated >> 6) << 32 | u64::from(past.freed >> 10);
+    let exact = u64::from(past.allocated) << 32 | u64::from(past.freed);
+    let page = near.wrapping_mul(MIX) >> (64 - (pair::LOG2_COUNT - PAGE_ROWS));
+    let row = (exact ^ exact >> 29).wrapping_mul(MIX) >> (64 - PAGE_ROWS);
+    (page << PAGE_ROWS | row) as usize
+}
+
+/// 2^64 / golden ratio, odd (Knuth, The Art of Computer Programming 3, 6.4).
+const MIX: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// Counts one sampled free of a block of `past.allocated` at `past.freed`
 /// after `lifetime_cs` centiseconds.
@@ -73,7 +93,7 @@ pub fn count_pair(segment: &Segment<'_>, past: Past, lifetime_cs: u64) {
         return;
     }
     let words = segment.words(Area::Pairs);
-    let mut at = (wanted.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - pair::LOG2_COUNT)) as usize;
+    let mut at = pair_slot(past);
     for _ in 0..PROBES {
         let start = at * pair::WORDS;
         let Some([key, hits, lifetime, ..]) = words.get(start..start + pair::WORDS) else {
@@ -126,6 +146,42 @@ mod tests {
         assert_eq!(recall(&segment, 0x1230), None);
         remember(&segment, 0x1230, past);
         assert_eq!(recall(&segment, 0x1230), Some(past));
+    }
+
+    #[test]
+    fn small_heaps_touch_few_pages_and_forget_little() {
+        // 4096 blocks of 48 bytes: 48 pages of the target.
+        let blocks = || (0..4096u64).map(|i| 0x5555_5556_0010 + i * 48);
+        let pages: std::collections::HashSet<_> =
+            blocks().map(|addr| slot(addr) * 8 / 4096).collect();
+        assert!(pages.len() <= 48, "{}", pages.len());
+        let memory = Memory::new();
+        let past = Past {
+            allocated: 7,
+            freed: 11,
+        };
+        for addr in blocks() {
+            remember(&memory.segment(), addr, past);
+        }
+        let kept = blocks()
+            .filter(|&addr| recall(&memory.segment(), addr).is_some())
+            .count();
+        assert!(kept > 2048, "{kept}");
+    }
+
+    #[test]
+    fn pairs_of_many_stacks_find_room() {
+        let memory = Memory::new();
+        let mut sites = 0;
+        for allocated in (5..5000).step_by(17) {
+            for k in 0..31 {
+                let freed = allocated + 1 + k * 41;
+                count_pair(&memory.segment(), Past { allocated, freed }, 1);
+                sites += 1;
+            }
+        }
+        let kept = Reader::new(memory.segment()).pairs().count();
+        assert!(kept * 100 >= sites * 99, "{kept} of {sites}");
     }
 
     #[test]

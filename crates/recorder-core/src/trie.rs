@@ -18,11 +18,26 @@ pub struct Trie<'a> {
     segment: Segment<'a>,
 }
 
+/// log2 of the heads in a page.
+const PAGE_HEADS: u32 = 10;
+/// Nodes that were made one after the other, and code that lies together,
+/// share a page of heads: a program with few stacks touches few pages, and
+/// each page that it touches for the first time costs it a fault.
+const NEAR_PARENTS: u32 = 8;
+const NEAR_CODE: u32 = 16;
+
+#[inline]
 fn bucket(parent: u32, frame: u64) -> usize {
-    let mixed = (frame ^ (u64::from(parent) << 20)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    let mixed = (mixed ^ (mixed >> 29) ^ u64::from(parent)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    (mixed >> (64 - LOG2_BUCKETS)) as usize
+    let page = (u64::from(parent >> NEAR_PARENTS) << 48 ^ (frame >> NEAR_CODE)).wrapping_mul(MIX);
+    let inside = (frame ^ u64::from(parent).wrapping_mul(MIX_2)).wrapping_mul(MIX);
+    let page = page >> (64 - (LOG2_BUCKETS - PAGE_HEADS));
+    (page << PAGE_HEADS | inside >> (64 - PAGE_HEADS)) as usize
 }
+
+/// 2^64 / golden ratio, odd (Knuth, The Art of Computer Programming 3, 6.4).
+const MIX: u64 = 0x9e37_79b9_7f4a_7c15;
+/// Odd, with bits in both halves.
+const MIX_2: u64 = 0xd6e8_feb8_6659_fd93;
 
 impl<'a> Trie<'a> {
     /// The tree of `segment`.
@@ -160,6 +175,43 @@ mod tests {
             }
         }
         assert_eq!(memory.segment().word(word::NODE_NEXT).load(Relaxed), 2551);
+    }
+
+    fn pages(buckets: impl Iterator<Item = usize>) -> usize {
+        buckets
+            .map(|at| at >> PAGE_HEADS)
+            .collect::<HashSet<_>>()
+            .len()
+    }
+
+    #[test]
+    fn few_stacks_touch_few_pages() {
+        // 12 functions of one library, each with 19 callers among the first nodes.
+        let frames = (0..228u32).map(|i| (i, 0x3_7f00_1234_0000 + u64::from(i % 12) * 0x777));
+        assert!(pages(frames.map(|(parent, frame)| bucket(parent, frame))) <= 2);
+    }
+
+    #[test]
+    fn chains_stay_short() {
+        // One return address under each of many nodes; many under one; both.
+        let one_frame = (0..200_000).map(|parent| (parent, 0x1_5555_5678_1234));
+        let one_parent = (0..200_000).map(|i| (77, 0x1_5555_5000_0000 + i * 29));
+        let tree = (0..200_000u32).map(|i| (i / 3, 0x2_7fff_0000_0000 + u64::from(i % 3001) * 83));
+        let all: [(&str, Vec<(u32, u64)>); 3] = [
+            ("one frame", one_frame.collect()),
+            ("one parent", one_parent.collect()),
+            ("tree", tree.collect()),
+        ];
+        for (name, nodes) in all {
+            let mut lengths = std::collections::HashMap::<usize, u64>::new();
+            for &(parent, frame) in &nodes {
+                *lengths.entry(bucket(parent, frame)).or_default() += 1;
+            }
+            // Steps to find each node once.
+            let steps: u64 = lengths.values().map(|n| n * (n + 1) / 2).sum();
+            let average = steps as f64 / nodes.len() as f64;
+            assert!(average < 4.0, "{name}: {average}");
+        }
     }
 
     #[test]

@@ -211,6 +211,10 @@ const fn fits(value: i64, bits: u32) -> bool {
 
 /// Words of memory per cache entry.
 const ENTRY_WORDS: usize = 2;
+/// log2 of the entries in a page.
+const PAGE_ENTRIES: u32 = 8;
+/// log2 of the bytes of code that share a page of entries.
+const CODE_PAGE: u32 = 12;
 
 /// The cache of rows by pc. Shared by all threads of a process; direct mapped,
 /// so a lost entry is found again by the slow path.
@@ -245,8 +249,11 @@ impl<'a> RowCache<'a> {
 
     #[inline]
     fn entry(&self, pc: u64) -> Option<(&'a AtomicU64, &'a AtomicU64)> {
-        let hash = pc.wrapping_mul(MIX) >> 32;
-        let at = (hash as usize & self.mask).wrapping_mul(ENTRY_WORDS);
+        // One page of code has its entries in one page: a small program
+        // touches few of the cache's pages for the first time.
+        let page = (pc >> CODE_PAGE).wrapping_mul(MIX) >> 32 << PAGE_ENTRIES;
+        let inside = pc.wrapping_mul(MIX) >> (64 - PAGE_ENTRIES);
+        let at = ((page | inside) as usize & self.mask).wrapping_mul(ENTRY_WORDS);
         match self.entries.get(at..)?.first_chunk::<ENTRY_WORDS>()? {
             [key, row] => Some((key, row)),
         }
