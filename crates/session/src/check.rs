@@ -6,13 +6,16 @@
 use std::collections::HashMap;
 use std::fs;
 
+use leakscope_analysis::mappings;
 use leakscope_analysis::mark::{self, Marked};
 use leakscope_analysis::roots::{self, RootInput, RootSwitches};
 use leakscope_memory::MemoryReader;
 use leakscope_model::{
-    Addr, Consistency, Coverage, ExitKind, LiveTable, Notice, RootCounts, StackId, ThreadState,
+    Addr, Consistency, Coverage, ExitKind, LiveMapping, LiveTable, LossKind, Notice, RootCounts,
+    StackId, ThreadState,
 };
 use leakscope_tracee::StopError;
+use leakscope_wire::layout::{note, word};
 
 use crate::image::Image;
 use crate::live::{self, Asking};
@@ -37,6 +40,8 @@ pub(crate) struct Judgement {
     pub table: LiveTable,
     /// Loss kinds; `None` where reachability could not be judged.
     pub marked: Option<Marked>,
+    /// Application mappings and their kinds.
+    pub mappings: Vec<(LiveMapping, LossKind)>,
     /// Coverage.
     pub coverage: Coverage,
     /// Descriptors.
@@ -65,7 +70,7 @@ fn judge_live(supervisor: &Supervisor, image: &Image, asking: Asking) -> Judgeme
     };
     let mut table = live::table(&image.segment.reader(), asking);
     name_asking_thread(&mut table, stopped.threads());
-    let (marked, roots) = reach(supervisor, &table, stopped.memory(), stopped.threads());
+    let picture = reach(supervisor, &table, stopped.memory(), stopped.threads());
     let fds = open_fds(supervisor, image, &table);
     let mut notices = Vec::new();
     let skipped = stopped.skipped().len() as u64;
@@ -86,13 +91,8 @@ fn judge_live(supervisor: &Supervisor, image: &Image, asking: Asking) -> Judgeme
     } else {
         Consistency::Stopped
     };
-    let coverage = coverage(
-        &table,
-        consistency,
-        pause.as_secs_f64(),
-        Some((&marked, roots)),
-    );
-    finish(image, table, Some(marked), coverage, fds, notices)
+    let coverage = coverage(&table, consistency, pause.as_secs_f64(), Some(&picture));
+    finish(image, table, Some(picture), coverage, fds, notices)
 }
 
 /// The cooperative way: the asking thread hands over memory itself.
@@ -126,7 +126,7 @@ fn without_ptrace(
     // Of other threads no stack pointer is known: their stacks are roots as
     // a whole, as any mapping is.
     let threads: Vec<ThreadState> = table.hints.asking.iter().cloned().collect();
-    let (marked, roots) = reach(supervisor, &table, &memory, &threads);
+    let picture = reach(supervisor, &table, &memory, &threads);
     let fds = open_fds(supervisor, image, &table);
     let notices = vec![Notice {
         code: "no-ptrace",
@@ -136,8 +136,8 @@ fn without_ptrace(
         ),
     }];
     // Nobody was stopped: the asking thread would have waited anyway.
-    let coverage = coverage(&table, Consistency::Racing, 0.0, Some((&marked, roots)));
-    finish(image, table, Some(marked), coverage, fds, notices)
+    let coverage = coverage(&table, Consistency::Racing, 0.0, Some(&picture));
+    finish(image, table, Some(picture), coverage, fds, notices)
 }
 
 /// What is left of a process that ended without asking.
@@ -159,11 +159,18 @@ pub(crate) fn judge_dead(image: &Image, exit: Option<&ExitKind>) -> Judgement {
     finish(image, table, None, coverage, fds, notices)
 }
 
+/// What marking found.
+struct Picture {
+    marked: Marked,
+    mappings: Vec<(LiveMapping, LossKind)>,
+    roots: RootCounts,
+}
+
 fn finish(
     image: &Image,
     mut table: LiveTable,
-    marked: Option<Marked>,
-    coverage: Coverage,
+    picture: Option<Picture>,
+    mut coverage: Coverage,
     fds: Vec<OpenFd>,
     notices: Vec<Notice>,
 ) -> Judgement {
@@ -171,13 +178,32 @@ fn finish(
     for module in table.modules.iter_mut().filter(|m| m.path.is_empty()) {
         module.path = image.exe.as_bytes().to_vec();
     }
+    let reader = image.segment.reader();
+    let noted = |bit: u64| reader.word(word::NOTES) & bit != 0;
+    let unjudged = |m: &LiveMapping| (*m, LossKind::Reachable);
+    let (mut marked, mappings) = match picture {
+        Some(picture) => (Some(picture.marked), picture.mappings),
+        None => (None, table.mappings.iter().map(unjudged).collect()),
+    };
+    if noted(note::LSAN_TURNED_OFF)
+        && let Some(marked) = &mut marked
+    {
+        marked.kinds.fill(LossKind::Reachable);
+        marked.cycle.fill(false);
+        marked.cycle_members.clear();
+    }
+    if noted(note::ALLOCATOR_BYPASS) {
+        // Most of what lives was not seen, nor what it points to.
+        coverage.reachability = false;
+    }
     Judgement {
         table,
         marked,
+        mappings,
         coverage,
         fds,
         notices,
-        suppressions: live::own_suppressions(&image.segment.reader()),
+        suppressions: live::own_suppressions(&reader),
     }
 }
 
@@ -186,34 +212,38 @@ fn reach(
     table: &LiveTable,
     memory: &dyn MemoryReader,
     threads: &[ThreadState],
-) -> (Marked, RootCounts) {
+) -> Picture {
+    let blocks = &table.blocks;
     let plan = roots::plan(&RootInput {
         memory,
         threads,
-        blocks: &table.blocks,
+        blocks,
         hints: &table.hints,
         switches: RootSwitches::default(),
     });
-    let heuristics = &supervisor.options.heuristics;
-    let marked = mark::mark(memory, &table.blocks, &plan, heuristics);
-    (marked, plan.counts)
+    let marked = mark::mark(memory, blocks, &plan, &supervisor.options.heuristics);
+    Picture {
+        mappings: mappings::judge(memory, &table.mappings, blocks, &marked, &plan),
+        marked,
+        roots: plan.counts,
+    }
 }
 
 fn coverage(
     table: &LiveTable,
     consistency: Consistency,
     pause_seconds: f64,
-    judged: Option<(&Marked, RootCounts)>,
+    picture: Option<&Picture>,
 ) -> Coverage {
     Coverage {
         consistency,
         pause_seconds,
         sampled_every_bytes: table.sampled_every_bytes,
         dropped_events: table.losses.dropped_events,
-        unreadable_bytes: judged.map_or(0, |(marked, _)| marked.unreadable_bytes),
-        scanned_block_bytes: judged.map_or(0, |(marked, _)| marked.scanned_block_bytes),
-        roots: judged.map(|(_, roots)| roots).unwrap_or_default(),
-        reachability: judged.is_some(),
+        unreadable_bytes: picture.map_or(0, |p| p.marked.unreadable_bytes),
+        scanned_block_bytes: picture.map_or(0, |p| p.marked.scanned_block_bytes),
+        roots: picture.map(|p| p.roots).unwrap_or_default(),
+        reachability: picture.is_some(),
     }
 }
 

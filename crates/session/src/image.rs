@@ -122,15 +122,24 @@ pub(crate) fn serve(supervisor: &Arc<Supervisor>, mut stream: UnixStream) {
     // A recorder that died meanwhile is noticed like any other death.
     let _ = listen::reply(&stream, Some(&file));
     drop((stream, file));
-    let sections = watch(supervisor, &image);
-    let mut roster = supervisor.roster();
-    roster.open.remove(&image.order);
-    roster.checking.remove(&image.order);
-    for section in sections {
-        roster.sections.push((image.order, section));
+    let _open = Open(supervisor, image.order);
+    for section in watch(supervisor, &image) {
+        supervisor.roster().sections.push((image.order, section));
     }
-    drop(roster);
-    supervisor.tell(Event::Changed);
+}
+
+/// Takes an image off the roster, whatever became of its thread: nobody may
+/// wait for it for ever.
+struct Open<'a>(&'a Supervisor, usize);
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        let mut roster = self.0.roster();
+        roster.open.remove(&self.1);
+        roster.checking.remove(&self.1);
+        drop(roster);
+        self.0.tell(Event::Changed);
+    }
 }
 
 fn admit(supervisor: &Arc<Supervisor>, hello: &Hello) -> Option<(Arc<Image>, File)> {
@@ -156,11 +165,12 @@ fn admit(supervisor: &Arc<Supervisor>, hello: &Hello) -> Option<(Arc<Image>, Fil
             Some((image, file))
         }
         Err(error) => {
-            supervisor.tell(Event::Progress(format!(
-                "process {} is not recorded: {error}",
-                hello.pid
-            )));
-            supervisor.roster().refused += 1;
+            let notice = Notice {
+                code: "not-recorded",
+                message: format!("process {} could not be recorded: {error}", hello.pid),
+            };
+            let mut roster = supervisor.roster();
+            roster.not_recorded.insert(hello.pid, notice);
             None
         }
     }
@@ -233,8 +243,11 @@ fn watch(supervisor: &Arc<Supervisor>, image: &Arc<Image>) -> Vec<ProcessReport>
             Duration::ZERO
         };
         if image.is_dead(patience) {
-            // What it became by exec has ended before we looked.
-            if image.state() == state::EXECUTING && !image.superseded.load(Relaxed) {
+            // Asked again: a successor may have come and gone.
+            if image.superseded.load(Relaxed) {
+                break Ending::Replaced;
+            }
+            if image.state() == state::EXECUTING {
                 successor = Some(unseen(supervisor, image));
                 break Ending::Replaced;
             }

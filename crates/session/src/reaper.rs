@@ -17,8 +17,6 @@ const WALL: u32 = 0x4000_0000;
 pub(crate) enum Child {
     /// It runs.
     Running,
-    /// It was stopped by a signal (job control), not by a tracer.
-    Stopped,
     /// It ended; its status has been taken.
     Ended(Ended),
     /// Not our child.
@@ -35,10 +33,10 @@ pub(crate) fn look(pid: u32) -> Child {
     };
     let every = WaitIdOptions::from_bits_retain(WALL);
     let ask = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | every;
-    let peek = ask | WaitIdOptions::STOPPED | WaitIdOptions::NOWAIT;
+    let peek = ask | WaitIdOptions::NOWAIT;
     match waitid(WaitId::Pid(id), peek) {
         Ok(None) => Child::Running,
-        Ok(Some(status)) if status.stopped() => Child::Stopped,
+        // A stop for a tracer is told whether asked for or not.
         Ok(Some(status)) => match ended(&status) {
             None => Child::Running,
             Some(_) => match waitid(WaitId::Pid(id), ask) {

@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 
 use leakscope_analysis::suppressions::{Suppression, parse};
 use leakscope_analysis::verdict;
-use leakscope_model::{Command as Kind, ExitKind, Notice, ProcessReport, Report, quantity};
+use leakscope_model::{
+    Command as Kind, ExitKind, Notice, ProcessReport, Report, VerdictStatus, quantity,
+};
 use leakscope_wire::hello::ENV_SOCKET;
 use leakscope_wire::layout::state;
 use rustix::process::{Pid, Resource, Signal, getrlimit, kill_process, setrlimit};
@@ -69,22 +71,23 @@ pub fn run(options: &RunOptions, progress: &mut dyn FnMut(&str)) -> Result<RunOu
     let obstacle = program::obstacle(&file);
     let suppressions = suppressions(options)?;
 
+    let (events, arrivals) = channel();
+    // First: setting up may exceed a limit whose signal would end us.
+    let _catcher = Catcher::install(events.clone())
+        .map_err(|e| own(&format!("cannot install signal handlers: {e}")))?;
     let mut place = Place::create(&directories(), leakscope_preload_embed::object())
         .map_err(|e| own(&format!("cannot set up the recorder: {e}")))?;
     let listener = Listener::open(&place.socket())
         .map_err(|e| own(&format!("cannot open a socket for the recorder: {e}")))?;
     let address = listener.address().to_owned();
     let clock = Clock::start().map_err(|e| own(&format!("cannot start a thread: {e}")))?;
-    let (events, arrivals) = channel();
     let supervisor = Arc::new(Supervisor::new(
         options.clone(),
         suppressions,
         clock,
-        events.clone(),
+        events,
     ));
     let _over = Over(Arc::clone(&supervisor));
-    let _catcher = Catcher::install(events)
-        .map_err(|e| own(&format!("cannot install signal handlers: {e}")))?;
     // Orphans come to us, so they stay our descendants: without that yama
     // would forbid to stop them. A kernel without it loses only those.
     let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
@@ -272,7 +275,6 @@ impl Wait<'_> {
 
     fn take(&mut self, event: Event) {
         match event {
-            Event::Progress(text) => (self.progress)(&text),
             Event::Changed | Event::Signal(Arrival::Child) => {}
             Event::Signal(Arrival::Ask { signal, sent }) => self.asked_to_end(signal, sent),
         }
@@ -432,7 +434,8 @@ fn outcome(
     let mut processes: Vec<ProcessReport> = sections.into_iter().map(|(_, s)| s).collect();
     if !processes.iter().any(|section| section.pid == main) {
         let exe = file.display().to_string();
-        let mut notices = vec![obstacle.unwrap_or_else(|| not_loaded(&exe))];
+        let reason = roster.not_recorded.remove(&main).or(obstacle);
+        let mut notices = vec![reason.unwrap_or_else(|| not_loaded(&exe))];
         let before = roster.replaced.remove(&main).unwrap_or_default();
         notices.extend(replaced_notice(&before));
         let argv = &supervisor.options.argv;
@@ -460,15 +463,37 @@ fn outcome(
             ),
         });
     }
+    let mut verdict = verdict::overall(&processes);
+    if verdict.status == VerdictStatus::Inconclusive
+        && let Some(why) = why_unrecorded(&processes)
+    {
+        verdict.sentence = format!("Inconclusive: {why}.");
+    }
     RunOutcome {
         report: Report {
             command: Kind::Run,
-            verdict: verdict::overall(&processes),
+            verdict,
             processes,
         },
         exit: ended.exit,
         wait_status: ended.status,
     }
+}
+
+/// Why nothing is known of the program itself, where that is so: a better
+/// sentence than how it ended.
+fn why_unrecorded(processes: &[ProcessReport]) -> Option<&str> {
+    const REASONS: [&str; 5] = [
+        "own-allocator",
+        "foreign-machine",
+        "not-recorded",
+        "setuid-program",
+        "static-executable",
+    ];
+    let program = processes.first()?;
+    let mut notices = program.notices.iter();
+    let reason = notices.find(|notice| REASONS.contains(&notice.code))?;
+    Some(&reason.message)
 }
 
 #[cfg(test)]

@@ -40,8 +40,14 @@ impl SharedSegment {
     /// When not even the smallest segment fits, or the kernel refuses one.
     pub(crate) fn create(limit: u64, orders: &Orders) -> io::Result<(SharedSegment, File)> {
         // A segment larger than an eighth of the limit would take address
-        // space that the program may come to need.
-        let mut len = DEFAULT_SEGMENT.min(limit / 8) & !(layout::PAGE - 1);
+        // space that the program may come to need; the smallest is worth up
+        // to a half.
+        let fitting = if MIN_SEGMENT <= limit / 2 {
+            (limit / 8).max(MIN_SEGMENT)
+        } else {
+            limit / 8
+        };
+        let mut len = DEFAULT_SEGMENT.min(fitting) & !(layout::PAGE - 1);
         loop {
             if len < MIN_SEGMENT {
                 return Err(io::Error::other(format!(
@@ -53,6 +59,11 @@ impl SharedSegment {
                 // EFBIG: RLIMIT_FSIZE; ENOMEM: our own RLIMIT_AS.
                 Err(error) if is_size(&error) && len / 2 >= MIN_SEGMENT => {
                     len = (len / 2) & !(layout::PAGE - 1);
+                }
+                Err(error) if is_size(&error) => {
+                    return Err(io::Error::other(format!(
+                        "a limit of ours (ulimit -f or -v) leaves no room for the recorder: {error}"
+                    )));
                 }
                 Err(error) => return Err(error),
             }

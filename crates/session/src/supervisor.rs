@@ -8,7 +8,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use leakscope_analysis::suppressions::Suppression;
-use leakscope_model::{ExitKind, ProcessReport};
+use leakscope_model::{ExitKind, Notice, ProcessReport};
 use leakscope_proc::ProcRoot;
 
 use crate::clock::Clock;
@@ -29,8 +29,6 @@ pub(crate) const MAX_LIVE: usize = 4_096;
 pub(crate) enum Event {
     /// A signal arrived.
     Signal(Arrival),
-    /// Something is worth a line for the user.
-    Progress(String),
     /// The roster changed.
     Changed,
 }
@@ -75,6 +73,8 @@ pub(crate) struct Roster {
     /// By process: images that exec replaced and nobody judged, for a word in
     /// the section of the next one.
     pub replaced: HashMap<u32, Vec<Replaced>>,
+    /// Why a process that said hello could not be recorded.
+    pub not_recorded: HashMap<u32, Notice>,
     /// Images accepted so far.
     pub accepted: usize,
     /// Images that were refused for lack of room.

@@ -16,9 +16,17 @@ pub(crate) fn recorder(reader: &Reader<'_>, table: &LiveTable) -> Vec<Notice> {
     let noted = |bit: u64| notes & bit != 0;
     if noted(note::ALLOCATOR_BYPASS) {
         say(
-            "allocator-bypass",
+            "own-allocator",
             "the program brings its own malloc, which the recorder cannot get in front of: \
              blocks of it were not recorded"
+                .to_owned(),
+        );
+    }
+    if noted(note::LSAN_TURNED_OFF) {
+        say(
+            "lsan-turned-off",
+            "the program's __lsan_is_turned_off says that leaks are not to be looked for: all \
+             blocks count as reachable"
                 .to_owned(),
         );
     }

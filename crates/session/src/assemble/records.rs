@@ -1,10 +1,14 @@
 //! Loss records with names, what suppressions hide of them, and the sums.
 
+use std::borrow::Cow;
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+
 use leakscope_analysis::records::{Classified, FreeSiteIndex, RawRecord, merge, stable_ids};
 use leakscope_analysis::suppressions::{Candidate, SuppressionSet, builtin, parse};
 use leakscope_model::{
     Addr, Frame, FreeSiteLine, KindTotals, Leak, LiveTable, LossKind, LossSummary, MappingLeak,
-    Notice, StackId, SuppressionUse,
+    Notice, StackId, SuppressionUse, quantity,
 };
 use leakscope_symbols::{Debuginfod, Options, Symbolizer};
 
@@ -14,6 +18,9 @@ use crate::options::RunOptions;
 use crate::pool::{Kept, Pool};
 use crate::supervisor::Supervisor;
 
+/// Frames of all listed records together: each takes a few hundred bytes, and
+/// a recursion may leave as many stacks as blocks.
+const LISTED_FRAMES: usize = 1 << 20;
 /// Members of a cycle that are named.
 const CYCLE_MEMBERS: usize = 16;
 
@@ -75,6 +82,12 @@ impl<'a> Names<'a> {
 
     fn bare_stack(&mut self, stack: StackId) -> Vec<Frame> {
         self.bare.resolve_stack(self.table.stacks.frames(stack))
+    }
+
+    fn innermost_module(&self, stack: StackId) -> Option<Cow<'_, str>> {
+        let frame = self.table.stacks.frames(stack).next()?;
+        let module = self.table.modules.get(usize::from(frame.module.0))?;
+        Some(String::from_utf8_lossy(&module.path))
     }
 
     /// Where the allocation was, in a few words.
@@ -141,22 +154,30 @@ pub(crate) fn find(supervisor: &Supervisor, judgement: &Judgement, names: &mut N
             leader: &marked.leader,
             cycle: &marked.cycle,
         });
-    let records = merge(table, &classes, options.resolution);
+    let mut records = merge(table, &classes, options.resolution);
+    // What will be shown comes first, should there be too many; both parts
+    // stay in their order.
+    records.sort_by_key(|record| !is_shown(options, judgement, record.kind));
     let mut notices = Vec::new();
     let mut set = suppressions(supervisor, judgement, &mut notices);
     let mut loss = LossSummary::default();
     let mut kept: Vec<(RawRecord, Vec<Frame>)> = Vec::new();
+    let mut room = LISTED_FRAMES;
+    let (mut unlisted, mut unlisted_totals) = (0u64, KindTotals::default());
     for record in records {
         let direct = KindTotals {
             bytes: record.bytes,
             blocks: record.blocks,
         };
-        let mut frames = names.bare_stack(record.stack);
-        let module = frames.first().and_then(|frame| frame.module.as_deref());
-        let may_hide = set.may_hide(record.kind, module);
-        if may_hide || is_shown(options, judgement, record.kind) {
-            frames = names.stack(record.stack);
-        }
+        let may_hide = set.may_hide(record.kind, names.innermost_module(record.stack).as_deref());
+        let listed = room > 0;
+        let frames = if may_hide || (listed && is_shown(options, judgement, record.kind)) {
+            names.stack(record.stack)
+        } else if listed {
+            names.bare_stack(record.stack)
+        } else {
+            Vec::new()
+        };
         let candidate = Candidate {
             frames: &frames,
             kind: record.kind,
@@ -167,7 +188,24 @@ pub(crate) fn find(supervisor: &Supervisor, judgement: &Judgement, names: &mut N
             continue;
         }
         add(sum_of(&mut loss, record.kind), direct);
-        kept.push((record, frames));
+        if listed {
+            room = room.saturating_sub(frames.len().max(1));
+            kept.push((record, frames));
+        } else {
+            unlisted += 1;
+            add(&mut unlisted_totals, direct);
+        }
+    }
+    if unlisted > 0 {
+        notices.push(Notice {
+            code: "records-not-listed",
+            message: format!(
+                "the smallest {} ({} in all) are counted in the summary but not listed: too many \
+                 different call stacks; try --leak-resolution low",
+                quantity::counted(unlisted, "record"),
+                quantity::bytes(unlisted_totals.bytes)
+            ),
+        });
     }
     let ids: Vec<(LossKind, &[Frame])> = kept
         .iter()
@@ -175,11 +213,12 @@ pub(crate) fn find(supervisor: &Supervisor, judgement: &Judgement, names: &mut N
         .collect();
     let ids = stable_ids(&ids);
     let mut sites = FreeSiteIndex::new(table);
-    let leaks = kept
+    let mut leaks: Vec<Leak> = kept
         .into_iter()
         .zip(ids)
         .map(|((record, stack), id)| leak(options, judgement, names, &mut sites, record, stack, id))
         .collect();
+    leaks.sort_by_key(|leak| Reverse(leak.bytes.saturating_add(leak.indirect.bytes)));
     Found {
         leaks,
         loss,
@@ -295,8 +334,24 @@ fn add(sum: &mut KindTotals, more: KindTotals) {
     sum.blocks = sum.blocks.saturating_add(more.blocks);
 }
 
-/// Application mappings with names.
+/// Application mappings with names, merged by kind and stack, largest first.
 pub(crate) fn mappings(judgement: &Judgement, names: &mut Names<'_>) -> Vec<MappingLeak> {
-    let _ = (judgement, names);
-    Vec::new()
+    let mut merged: BTreeMap<(LossKind, StackId), KindTotals> = BTreeMap::new();
+    for (mapping, kind) in &judgement.mappings {
+        merged
+            .entry((*kind, mapping.stack))
+            .or_default()
+            .add(mapping.len);
+    }
+    let mut all: Vec<MappingLeak> = merged
+        .into_iter()
+        .map(|((kind, stack), sum)| MappingLeak {
+            kind,
+            bytes: sum.bytes,
+            count: sum.blocks,
+            stack: names.stack(stack),
+        })
+        .collect();
+    all.sort_by_key(|leak| (leak.kind, Reverse(leak.bytes)));
+    all
 }
