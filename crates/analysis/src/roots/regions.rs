@@ -61,12 +61,11 @@ pub(super) fn classify(map: &MemoryMap) -> Vec<Classified> {
         {
             Class::Bss
         } else if !region.write {
-            let next = regions.get(i + 1);
+            let beside = [i.checked_sub(1), i.checked_add(1)];
+            let mut beside = beside.iter().flatten().filter_map(|i| regions.get(*i));
             if region.exec {
                 continue;
-            } else if from_module
-                && (data_end == Some(start) || next.is_some_and(|n| goes_on(region, n)))
-            {
+            } else if from_module && beside.any(|other| is_writable_rest(region, other)) {
                 Class::Data
             } else if nameless && data_end == Some(start) {
                 Class::Bss
@@ -101,13 +100,14 @@ fn is_module(regions: &[Region], region: &Region) -> bool {
         .any(|r| r.exec && r.inode == region.inode && r.device == region.device)
 }
 
-/// True when `next` is the writable data of the same file, right behind.
-fn goes_on(region: &Region, next: &Region) -> bool {
-    next.range.start == region.range.end
-        && next.inode == region.inode
-        && next.device == region.device
-        && next.write
-        && !next.shared
+/// True when `other` is writable data of the same file, and touches `region`.
+fn is_writable_rest(region: &Region, other: &Region) -> bool {
+    let (range, beside) = (region.range, other.range);
+    (beside.start == range.end || beside.end == range.start)
+        && other.inode == region.inode
+        && other.device == region.device
+        && other.write
+        && !other.shared
 }
 
 fn is_special(path: &[u8]) -> bool {
@@ -174,7 +174,9 @@ mod tests {
             .region(0x8000, 0x1000, "rw-p", "")
             .region(0x9000, 0x1000, "r--p", "")
             .region(0xa000, 0x1000, "rw-p", "")
-            .region(0xc000, 0x1000, "r--p", "")
+            .region(0xb000, 0x1000, "r--p", "/lib/l") // touches that
+            .region(0xc000, 0x1000, "r-xp", "/lib/l")
+            .region(0xc800, 0x800, "r--p", "")
             .region(0xd000, 0x1000, "r--p", "/data")
             .region(0xe000, 0x1000, "rw-p", "/data")
             .region(0xf000, 0x1000, "r--p", "");
