@@ -67,7 +67,7 @@ pub fn own_process(recorder: &Recorder) -> bool {
 }
 
 fn ask(what: u32, saved: &Saved, place: Place) -> u64 {
-    let (recorder, inside) = match recorder::access() {
+    let (recorder, inside) = match recorder::access(place.sp) {
         Access::Inside(recorder, inside) => (recorder, Some(inside)),
         Access::Late(recorder) | Access::Nested(recorder, _) => (recorder, None),
         Access::Off => return answer::CLEAN,

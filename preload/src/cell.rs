@@ -68,7 +68,8 @@ pub struct Fields {
 pub struct Cell {
     /// 1 while usable; wiped by fork.
     live: AtomicU32,
-    /// Stack pointer at which the thread entered the recorder; 0 outside.
+    /// Stack pointer at the hook through which the thread entered the
+    /// recorder; 0 outside.
     busy: AtomicU64,
     fields: UnsafeCell<Fields>,
 }
@@ -196,29 +197,28 @@ impl Cell {
         }
     }
 
-    /// Enters the recorder; `None` when the thread is inside already.
+    /// Enters the recorder by a hook called at stack pointer `at`; `None` when the thread is inside already.
     #[inline(always)]
-    pub fn enter(&'static self) -> Option<Inside> {
-        if self.busy.load(Relaxed) != 0 && !self.recover() {
+    pub fn enter(&'static self, at: usize) -> Option<Inside> {
+        if self.busy.load(Relaxed) != 0 && !self.recover(at as u64) {
             return None;
         }
-        self.busy.store(x86_64::stack_pointer(), Relaxed);
+        self.busy.store(at as u64, Relaxed);
         compiler_fence(AcqRel);
         Some(Inside(self))
     }
 
     /// True when the frame that entered the recorder is gone: a signal handler
-    /// that interrupted it left by longjmp. Then this stack pointer lies above
-    /// that one, on the thread's own stack, where frames only lie below their
-    /// callers.
+    /// that interrupted it left by longjmp. Then this hook was entered at or
+    /// above the place of that one, on the thread's own stack, where a frame
+    /// lies below what it interrupted.
     #[cold]
-    fn recover(&self) -> bool {
+    fn recover(&self, now: u64) -> bool {
         let entered = self.busy.load(Relaxed);
-        let now = x86_64::stack_pointer();
         // SAFETY: plain reads of a field of this thread, which the frame that
         // wrote it has left for good, or is not writing: it is below us.
         let stacks = unsafe { (&raw const (*self.fields.get()).stacks).read() };
-        if now <= entered || !stacks.owns(now) || !stacks.owns(entered) {
+        if now < entered || !stacks.owns(now) || !stacks.owns(entered) {
             return false;
         }
         // SAFETY: as above; all zero bytes are an empty cache.
@@ -298,7 +298,7 @@ fn drain(cell: &'static Cell, mut each: impl FnMut(&mut Inside, Waiting)) {
     // A handler may add more at any moment; bounded, since each round takes
     // at least one.
     for _ in 0..64 {
-        let Some(mut inside) = cell.enter() else {
+        let Some(mut inside) = cell.enter(x86_64::stack_pointer() as usize) else {
             return;
         };
         let mut done = 0;

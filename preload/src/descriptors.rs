@@ -52,7 +52,7 @@ fn note(fd: u64, place: Place) {
     if (fd as i32) < 0 {
         return;
     }
-    if let Access::Inside(recorder, mut inside) = recorder::access() {
+    if let Access::Inside(recorder, mut inside) = recorder::access(place.sp) {
         if recorder.config & config::FDS != 0 {
             let stack = recorder.capture(&mut inside, place).stack;
             if let Some(word) = recorder.segment.words(Area::Fds).get(fd as u32 as usize) {

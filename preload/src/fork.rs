@@ -62,7 +62,9 @@ fn following() -> Option<&'static Recorder> {
 
 /// Reads, and sets, the thread's mark that it is inside our fork hook.
 fn in_hook(set: Option<bool>) -> bool {
-    let Access::Inside(recorder, mut inside) = recorder::access() else {
+    let Access::Inside(recorder, mut inside) =
+        recorder::access(crate::x86_64::stack_pointer() as usize)
+    else {
         return false;
     };
     let f = inside.fields();

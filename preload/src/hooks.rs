@@ -41,7 +41,7 @@ fn made(addr: usize, size: usize, place: Place) {
     if addr == 0 {
         return;
     }
-    match recorder::access() {
+    match recorder::access(place.sp) {
         Access::Inside(recorder, mut inside) => {
             recorder.allocated(&mut inside, addr as u64, size as u64, MALLOC, place);
             recorder.leave(inside);
@@ -69,7 +69,7 @@ fn aside(access: Access, event: Waiting) {
 
 #[inline(always)]
 fn release(addr: usize, place: Place) {
-    match recorder::access() {
+    match recorder::access(place.sp) {
         Access::Inside(recorder, mut inside) => {
             let f = inside.fields();
             if f.just_freed == addr as u64 {
@@ -177,7 +177,7 @@ fn resize(addr: usize, size: usize, place: Place, call: impl FnOnce() -> Option<
         }
         return at;
     }
-    let before = match recorder::access() {
+    let before = match recorder::access(place.sp) {
         Access::Inside(recorder, mut inside) => {
             let before = recorder.moving(&mut inside, addr as u64);
             match before {
@@ -194,7 +194,7 @@ fn resize(addr: usize, size: usize, place: Place, call: impl FnOnce() -> Option<
             let at = call().unwrap_or(0);
             if at != 0 || size == 0 {
                 aside(
-                    recorder::access(),
+                    recorder::access(place.sp),
                     Waiting {
                         alloc: false,
                         addr: addr as u64,
@@ -204,7 +204,7 @@ fn resize(addr: usize, size: usize, place: Place, call: impl FnOnce() -> Option<
             }
             if at != 0 {
                 aside(
-                    recorder::access(),
+                    recorder::access(place.sp),
                     Waiting {
                         alloc: true,
                         addr: at as u64,
@@ -217,7 +217,7 @@ fn resize(addr: usize, size: usize, place: Place, call: impl FnOnce() -> Option<
         Access::Off => None,
     };
     let at = call().unwrap_or(0);
-    if let Access::Inside(recorder, mut inside) = recorder::access() {
+    if let Access::Inside(recorder, mut inside) = recorder::access(place.sp) {
         match before {
             Some(old) if at == 0 && size != 0 => recorder.unmoved(addr as u64, old),
             Some(old) if at != addr => recorder.moved_away(&mut inside, addr as u64, old),
@@ -376,7 +376,7 @@ pub extern "C" fn new_done(
     if addr == 0 {
         return;
     }
-    match recorder::access() {
+    match recorder::access(sp) {
         Access::Inside(recorder, mut inside) => {
             let place = Place { sp, bp, bx };
             recorder.new_returned(&mut inside, addr as u64, size as u64, family as u8, place);
@@ -399,7 +399,7 @@ pub extern "C" fn delete_begin(
     if addr == 0 || arena::owns(addr) {
         return;
     }
-    if let Access::Inside(recorder, mut inside) = recorder::access() {
+    if let Access::Inside(recorder, mut inside) = recorder::access(sp) {
         // operator delete[] calls operator delete.
         if inside.fields().just_freed != addr as u64 {
             recorder.freed(&mut inside, addr as u64, family as u8, Place { sp, bp, bx });
@@ -519,7 +519,7 @@ pub extern "C" fn before(
 ) -> usize {
     let place = Place { sp, bp, bx };
     match index {
-        real::MUNMAP => mappings::unmapped(saved.args[0], saved.args[1]),
+        real::MUNMAP => mappings::unmapped(saved.args[0], saved.args[1], place),
         real::CLOSE => descriptors::closed(saved.args[0]),
         real::EXIT_NOW | real::EXIT_NOW_C => ask::at_fast_exit(saved, place),
         real::EXECVE..=real::EXECLE => exec::about_to(index, saved, place),

@@ -362,7 +362,7 @@ const ROUNDS: u8 = 4;
 
 extern "C" fn thread_ends(value: *mut c_void) {
     let Some(cell) = cell::current() else { return };
-    let Some(mut inside) = cell.enter() else {
+    let Some(mut inside) = cell.enter(crate::x86_64::stack_pointer() as usize) else {
         return;
     };
     inside.fields().rounds += 1;

@@ -16,7 +16,9 @@ use leakscope_wire::layout::{Area, word};
 #[unsafe(no_mangle)]
 pub extern "C" fn __lsan_disable() {
     // Makes sure that the thread has a cell.
-    if let Access::Inside(recorder, inside) = recorder::access() {
+    if let Access::Inside(recorder, inside) =
+        recorder::access(crate::x86_64::stack_pointer() as usize)
+    {
         recorder.leave(inside);
     }
     if let Some(cell) = cell::current() {
@@ -36,7 +38,9 @@ pub extern "C" fn __lsan_enable() {
 /// Declares one block harmless; the address may point into it.
 #[unsafe(no_mangle)]
 pub extern "C" fn __lsan_ignore_object(at: *const c_void) {
-    if let Access::Inside(recorder, inside) = recorder::access() {
+    if let Access::Inside(recorder, inside) =
+        recorder::access(crate::x86_64::stack_pointer() as usize)
+    {
         let addr = at as u64;
         let found = recorder
             .table
@@ -63,7 +67,9 @@ pub extern "C" fn __lsan_unregister_root_region(at: *const c_void, size: usize) 
 
 /// Replaces the first row (`from`, `to`) by another.
 fn roots(from: u64, to: u64, new_from: u64, new_to: u64) {
-    let Access::Inside(recorder, inside) = recorder::access() else {
+    let Access::Inside(recorder, inside) =
+        recorder::access(crate::x86_64::stack_pointer() as usize)
+    else {
         return;
     };
     {

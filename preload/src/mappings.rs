@@ -20,7 +20,7 @@ pub fn mapped(saved: &Saved, addr: u64, place: Place) {
 }
 
 fn note(addr: u64, len: u64, protection: u64, place: Place) {
-    let Access::Inside(recorder, mut inside) = recorder::access() else {
+    let Access::Inside(recorder, mut inside) = recorder::access(place.sp) else {
         return;
     };
     if recorder.config & config::MMAPS != 0 {
@@ -58,13 +58,13 @@ pub fn remapped(saved: &Saved, addr: u64, place: Place) {
     if addr == MAP_FAILED {
         return;
     }
-    unmapped(old, old_len);
+    unmapped(old, old_len, place);
     note(addr, new_len, 3, place);
 }
 
 /// munmap is about to run.
-pub fn unmapped(addr: u64, len: u64) {
-    if let Access::Inside(recorder, inside) = recorder::access() {
+pub fn unmapped(addr: u64, len: u64, place: Place) {
+    if let Access::Inside(recorder, inside) = recorder::access(place.sp) {
         if recorder.config & config::MMAPS != 0 {
             let len = len.saturating_add(4095) & !4095;
             rows::unmap(&recorder.segment, give_way, addr, len);

@@ -163,23 +163,24 @@ pub enum Access {
     Off,
 }
 
-/// Enters the recorder for one event.
+/// Enters the recorder for one event; `at` is the stack pointer at the entry
+/// of the hook.
 #[inline(always)]
-pub fn access() -> Access {
+pub fn access(at: usize) -> Access {
     if let Some(cell) = cell::current()
         && let Some(recorder) = get()
     {
-        return match cell.enter() {
+        return match cell.enter(at) {
             Some(inside) => Access::Inside(recorder, inside),
             None => Access::Nested(recorder, cell),
         };
     }
-    first_access()
+    first_access(at)
 }
 
 #[cold]
 #[inline(never)]
-fn first_access() -> Access {
+fn first_access(at: usize) -> Access {
     if fresh() {
         crate::init::start();
     }
@@ -212,7 +213,7 @@ fn first_access() -> Access {
         slot.retire();
         return Access::Late(recorder);
     };
-    let Some(mut inside) = cell.enter() else {
+    let Some(mut inside) = cell.enter(at) else {
         return Access::Off;
     };
     inside.fields().sample_left = recorder.sample_bytes as i64;
