@@ -175,7 +175,7 @@ mod tests {
             .region(0x9000, 0x1000, "r--p", "")
             .region(0xa000, 0x1000, "rw-p", "")
             .region(0xb000, 0x1000, "r--p", "/lib/l") // touches that
-            .region(0xc000, 0x1000, "r-xp", "/lib/l")
+            .region(0xc000, 0x800, "r-xp", "/lib/l")
             .region(0xc800, 0x800, "r--p", "")
             .region(0xd000, 0x1000, "r--p", "/data")
             .region(0xe000, 0x1000, "rw-p", "/data")
