@@ -53,6 +53,14 @@ pub fn at_fast_exit(saved: &Saved, place: Place) {
     ask(state::ASK_FAST_EXIT, saved, place);
 }
 
+/// Before a signal ends the process. It may have interrupted anything, also
+/// the recorder.
+pub fn before_death(what: u32, saved: &Saved, place: Place) {
+    if let Some(recorder) = recorder::get() {
+        wait(recorder, what, saved, place);
+    }
+}
+
 /// Before exec, when the user wants the old image judged.
 pub fn at_exec(recorder: &Recorder, saved: &Saved, place: Place) {
     if recorder.config & config::AT_EXEC != 0 {

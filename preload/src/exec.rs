@@ -9,6 +9,13 @@ use core::sync::atomic::{AtomicU64, AtomicUsize};
 use leakscope_wire::hello::ENV_SOCKET;
 use leakscope_wire::layout::{config, state, word};
 
+unsafe extern "C" {
+    static mut environ: *const *const u8;
+}
+
+/// The program's environment while ours stands in for an exec.
+static BEFORE: AtomicU64 = AtomicU64::new(0);
+
 /// Tells the supervisor, and asks for a check when the user wants one.
 pub fn about_to(index: usize, saved: &mut Saved, place: Place) {
     let Some(recorder) = recorder::get() else {
@@ -23,6 +30,24 @@ pub fn about_to(index: usize, saved: &mut Saved, place: Place) {
         && let Some(argument) = environment.and_then(|i| saved.args.get_mut(i))
     {
         complete(argument);
+    }
+    if recorder.config & config::FOLLOW != 0
+        && environment.is_none()
+        && index != real::EXECLE
+        && ask::own_process(recorder)
+    {
+        // These take the program's own environment. Not in a vfork child,
+        // whose parent would be left with ours.
+        // SAFETY: libc's variable, as the program may set it itself.
+        unsafe {
+            let before = environ;
+            let mut new = before as u64;
+            complete(&mut new);
+            if new != before as u64 {
+                BEFORE.store(before as u64, Relaxed);
+                environ = new as *const *const u8;
+            }
+        }
     }
     // A vfork child shares its parent's memory, and is not the parent.
     if !ask::own_process(recorder) {
@@ -44,6 +69,11 @@ pub fn failed() {
     };
     if !ask::own_process(recorder) {
         return;
+    }
+    let before = BEFORE.swap(0, Relaxed);
+    if before != 0 {
+        // SAFETY: as in `about_to`; the value that was there.
+        unsafe { environ = before as *const *const u8 };
     }
     let s = recorder.segment.futex(word::STATE);
     if s.compare_exchange(state::EXECUTING, state::RUNNING, Release, Relaxed)

@@ -2,7 +2,7 @@
 
 use crate::cell::{self, Cell};
 use crate::recorder::{self};
-use crate::{ask, fork, modules, real, sys, weak};
+use crate::{ask, fork, modules, real, signals, sys, weak};
 use core::ffi::{c_int, c_void};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use leakscope_recorder_core::counters::Slot;
@@ -40,6 +40,7 @@ extern "C" fn constructor() {
         }
     }
     fork::register();
+    signals::start();
     crate::lsan::take_suppressions();
 }
 

@@ -24,6 +24,7 @@ mod quiet;
 mod real;
 mod recorder;
 mod sampling;
+mod signals;
 mod stacks;
 mod sys;
 mod weak;

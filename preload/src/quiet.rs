@@ -2,6 +2,7 @@
 //! filter does not know may kill them, so the recorder stops making any.
 
 use crate::recorder::{FILTERED, QUIET, STRICT};
+use crate::signals;
 use core::sync::atomic::Ordering::Relaxed;
 
 const PR_SET_SECCOMP: u64 = 22;
@@ -11,6 +12,9 @@ const SYS_SECCOMP: u64 = 317;
 const SECCOMP_SET_MODE_STRICT: u64 = 0;
 
 fn note(strict: bool) {
+    if !on() {
+        signals::stop();
+    }
     QUIET.fetch_max(if strict { STRICT } else { FILTERED }, Relaxed);
 }
 

@@ -85,6 +85,8 @@ functions! {
     PRCTL = c"prctl";
     SYSCALL = c"syscall";
     FORK = c"fork";
+    SIGACTION = c"sigaction";
+    SIGNAL = c"signal";
 }
 
 static REAL: [AtomicUsize; COUNT] = [const { AtomicUsize::new(0) }; COUNT];

@@ -23,6 +23,7 @@ pub mod nr {
     pub const GETPPID: usize = 110;
     pub const GETTID: usize = 186;
     pub const FUTEX: usize = 202;
+    pub const TGKILL: usize = 234;
     pub const OPENAT: usize = 257;
     pub const PRLIMIT64: usize = 302;
     pub const PROCESS_VM_READV: usize = 310;
@@ -187,6 +188,19 @@ pub fn pread(fd: i32, into: &mut [u8], at: u64) -> usize {
         ],
     );
     usize::try_from(n).unwrap_or(0).min(into.len())
+}
+
+/// Sends a signal to the calling thread.
+pub fn raise(signal: u64) {
+    let args = [
+        getpid() as usize,
+        gettid() as usize,
+        signal as usize,
+        0,
+        0,
+        0,
+    ];
+    call(nr::TGKILL, args);
 }
 
 /// Thread id, or 0 where the program's filter may not allow to ask.
