@@ -18,8 +18,10 @@
 
 use super::words::{Words, read_words};
 use leakscope_memory::MemoryReader;
-use leakscope_model::Range;
+use leakscope_model::{Addr, Range};
 
+/// `top` from the start of `malloc_state`.
+const TOP: u64 = 96;
 /// `bins` from the start of `malloc_state`.
 const BINS: u64 = 112;
 /// Size of `malloc_state`.
@@ -78,6 +80,16 @@ pub(super) fn main_arenas(memory: &dyn MemoryReader, range: Range) -> Vec<Range>
     found
 }
 
+/// Where the memory ends that an arena has from the system: behind its top
+/// chunk, the last one, at the end of a page.
+pub(super) fn top_end(memory: &dyn MemoryReader, arena: Range) -> Option<u64> {
+    let word = |at: u64| memory.read_u64(Addr(at)).ok();
+    let top = word(arena.start.0.checked_add(TOP)?)?;
+    let size = word(top.checked_add(8)?)? & !SIZE_FLAGS;
+    let end = top.checked_add(size)?;
+    (size >= MIN_CHUNK && end.is_multiple_of(4096)).then_some(end)
+}
+
 /// Word indexes of pairs that look like empty bins.
 fn empty_pairs(words: &[u64], base: u64) -> impl Iterator<Item = usize> {
     words
@@ -113,7 +125,7 @@ fn bins_around(
             let leads_back = |chunk: u64, offset: u64| {
                 chunk
                     .checked_add(offset)
-                    .and_then(|at| memory.read_u64(leakscope_model::Addr(at)).ok())
+                    .and_then(|at| memory.read_u64(Addr(at)).ok())
                     == Some(bin)
             };
             fd != 0 && leads_back(fd, 24) && leads_back(bk, 16)

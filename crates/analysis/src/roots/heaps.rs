@@ -27,6 +27,8 @@ pub(super) struct HeapInput<'a> {
     pub memory: &'a dyn MemoryReader,
     pub blocks: &'a [LiveBlock],
     pub regions: &'a [Classified],
+    /// glibc's main arenas.
+    pub arenas: &'a [Range],
     /// Joined: memory known to be an allocator's.
     pub known: &'a [Range],
     /// Stack pointers and thread control blocks of live threads: a mapping
@@ -100,8 +102,10 @@ pub(super) fn own_range(block: &LiveBlock) -> Range {
     Range::new(block.addr.0, block.addr.0.saturating_add(block.size.max(1)))
 }
 
-/// malloc's part of `[heap]`: from its first chunk to the end. What lies
-/// before (a static executable's TLS, the program's own sbrk memory) stays.
+/// malloc's part of `[heap]`: from its first chunk to the end of its last.
+/// What lies before (a static executable's TLS, the program's own sbrk
+/// memory) stays, and so does what the program took by sbrk behind it; but
+/// not in between, where only a walk over all chunks could find it.
 ///
 /// The first chunk is where the chunks from the beginning of `[heap]`, or
 /// from something that looks like the first thread's cache, lead exactly to
@@ -127,9 +131,23 @@ fn brk_heap(input: &HeapInput<'_>) -> Vec<Range> {
             let goal = lowest.unwrap_or(heap.end.0);
             let start = first_chunk(&mut words, heap.start.0, goal)
                 .or(lowest.map(|chunk| (chunk & !4095).max(heap.start.0)))?;
-            Some(Range::new(start, heap.end.0))
+            let end = last_chunk(input, heap).unwrap_or(heap.end.0);
+            Some(Range::new(start, end.max(start)))
         })
         .collect()
+}
+
+/// The end of malloc's last chunk in `heap`, if its arena tells and no block
+/// contradicts.
+fn last_chunk(input: &HeapInput<'_>, heap: Range) -> Option<u64> {
+    let ends = input.arenas.iter();
+    let ends = ends.filter_map(|arena| glibc::top_end(input.memory, *arena));
+    let end = ends
+        .filter(|end| heap.start.0 < *end && *end <= heap.end.0)
+        .max()?;
+    let behind = input.blocks.partition_point(|b| b.addr.0 < end);
+    let block = input.blocks.get(behind);
+    (!block.is_some_and(|b| heap.contains(b.addr))).then_some(end)
 }
 
 fn first_chunk(words: &mut Words<'_>, start: u64, goal: u64) -> Option<u64> {

@@ -152,19 +152,21 @@ pub fn plan(input: &RootInput<'_>) -> RootPlan {
     plan.counts.threads = stacks.len() as u64;
 
     let mut excluded = input.hints.own.clone();
+    let arenas: Vec<Range> = regions
+        .iter()
+        .filter(|region| matches!(region.class, Class::Data | Class::Bss))
+        .flat_map(|region| glibc::main_arenas(input.memory, region.range))
+        .collect();
     if switches.exclude_allocator_metadata {
         excluded.extend(&input.hints.allocator_mappings);
-        for region in &regions {
-            if matches!(region.class, Class::Data | Class::Bss) {
-                excluded.extend(glibc::main_arenas(input.memory, region.range));
-            }
-        }
+        excluded.extend(&arenas);
     }
     if switches.exclude_heaps {
         excluded.extend(heaps::extents(&heaps::HeapInput {
             memory: input.memory,
             blocks: input.blocks,
             regions: &regions,
+            arenas: &arenas,
             known: &joined(input.hints.allocator_mappings.clone()),
             inhabited: &inhabited,
         }));

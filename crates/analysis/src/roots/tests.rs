@@ -359,6 +359,36 @@ fn what_lies_before_the_heap_is_a_root() {
 }
 
 #[test]
+fn what_lies_behind_the_last_chunk_is_a_root() {
+    let arena = LIBC + 0x1c80;
+    let piece = HEAP_END - 0x3000;
+    for (top_end, root) in [(piece, true), (piece + 8, false), (HEAP_END, false)] {
+        let mut process = Process::new();
+        let block = process.live(40);
+        process
+            .memory
+            .word(process.top + 8, (top_end - process.top) | 1);
+        process.malloc_state(arena, process.top, None);
+        process.memory.word(piece + 0x70, block);
+        if root {
+            is_a_root(process, block, |s| s.mappings = false);
+        } else {
+            assert_eq!(process.kind(block), LossKind::Definite, "{top_end:#x}");
+        }
+    }
+    // A block behind it: the arena is not to be trusted.
+    let mut process = Process::new();
+    let block = process.live(40);
+    process
+        .memory
+        .word(process.top + 8, (piece - process.top) | 1);
+    process.malloc_state(arena, process.top, None);
+    process.memory.word(piece + 0x70, block);
+    process.add(piece + 0x1010, 31);
+    assert_eq!(process.kind(block), LossKind::Definite);
+}
+
+#[test]
 fn a_heap_without_blocks_is_recognised() {
     let mut process = Process::new();
     process.chunk(96);
