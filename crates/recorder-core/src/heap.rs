@@ -41,9 +41,9 @@ impl<'a> Heap<'a> {
     pub fn words(&self, offset: u64, log2: u32) -> &'a [AtomicU64] {
         let start = (offset / 8) as usize;
         let len = 1usize.checked_shl(log2.wrapping_sub(3)).unwrap_or(0);
-        match self.words.get(start..) {
-            Some(words) => words.get(..len).unwrap_or(&[]),
-            None => &[],
+        match start.checked_add(len) {
+            Some(end) if end <= self.words.len() => self.words.get(start..end).unwrap_or(&[]),
+            _ => outside(),
         }
     }
 
@@ -100,4 +100,11 @@ impl<'a> Heap<'a> {
     fn list(&self, log2: u32) -> Option<&'a AtomicU64> {
         (log2 < 40).then(|| self.segment.word(word::FREE_LISTS + log2 as usize))
     }
+}
+
+/// A branch that is not taken, rather than an empty slice chosen each time.
+#[cold]
+#[inline(never)]
+fn outside<'a>() -> &'a [AtomicU64] {
+    &[]
 }

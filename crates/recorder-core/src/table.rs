@@ -1,7 +1,12 @@
 //! The live-block table: address → size, stack, family, birth.
 //!
-//! Open addressing with linear probing and backward-shift deletion, 16 bytes
-//! an entry, filled between 3/8 and 3/4, so 21 to 43 bytes per live block.
+//! Open addressing, 16 bytes an entry, filled between 3/8 and 3/4, so 21 to 43
+//! bytes per live block. Four entries, a cache line, are one bucket: an entry
+//! lies in the first bucket from its home on that was not full. A look-up
+//! therefore ends at the first bucket with room, mostly the home, and is done
+//! without branches that depend on the data; a removal moves entries back only
+//! from behind a full bucket.
+//!
 //! Sharded by address granule under one short spin lock each: an address
 //! belongs to one thread between its malloc and its free, and thread arenas
 //! lie in different granules, so threads seldom meet. Growth moves one shard
@@ -56,66 +61,145 @@ pub struct Table<'a> {
 /// For tables that are not told whether there are other threads.
 static SHARED: AtomicU8 = AtomicU8::new(0);
 
-/// An entry's words: key and value.
-type Pair = [AtomicU64; 2];
+/// Entries of a bucket.
+const WAYS: usize = 4;
+/// Their words: key and value.
+type Bucket = [[AtomicU64; 2]; WAYS];
 
-/// A shard's slots: a power of two, or none.
+/// A shard's buckets: a power of two, or none.
 #[derive(Clone, Copy)]
 struct Slots<'a> {
-    pairs: &'a [Pair],
+    buckets: &'a [Bucket],
     /// log2 of their bytes.
     log2: u32,
+}
+
+/// Which of a bucket's slots hold an address, and which are empty: bit i is
+/// slot i.
+#[derive(Clone, Copy)]
+struct Scan {
+    hit: u32,
+    empty: u32,
+}
+
+/// Where an address is, or would go.
+struct Place<'a> {
+    /// Index of the bucket.
+    bucket: usize,
+    words: &'a [AtomicU64; 2],
+    /// It is there.
+    found: bool,
+    /// The bucket has room.
+    roomy: bool,
+}
+
+#[inline(always)]
+fn scan(bucket: &Bucket, addr: u64) -> Scan {
+    let wanted = entry::key(addr, 0);
+    let (mut hit, mut empty) = (0, 0);
+    for (i, [key, _]) in bucket.iter().enumerate() {
+        let key = key.load(Relaxed);
+        hit |= u32::from(entry::addr(key ^ wanted) == 0) << i;
+        empty |= u32::from(key == 0) << i;
+    }
+    Scan {
+        hit: hit & !empty,
+        empty,
+    }
 }
 
 impl<'a> Slots<'a> {
     #[inline]
     fn of(heap: &Heap<'a>, offset: u64, log2: u32) -> Slots<'a> {
         Slots {
-            pairs: heap.words(offset, log2).as_chunks().0,
+            buckets: heap.words(offset, log2).as_chunks().0.as_chunks().0,
             log2,
         }
     }
 
+    /// Number of entries that fit.
     #[inline]
-    fn get(&self, index: usize) -> Option<&'a Pair> {
-        self.pairs.get(index)
+    fn room(&self) -> u64 {
+        (self.buckets.len() * WAYS) as u64
     }
 
     #[inline]
     fn mask(&self) -> usize {
-        self.pairs.len().wrapping_sub(1)
+        self.buckets.len().wrapping_sub(1)
     }
 
-    /// Where the search for `addr` begins.
+    /// The bucket where the search for `addr` begins.
     #[inline]
     fn home(&self, addr: u64) -> usize {
-        // 2^log2 bytes are 2^(log2 - 4) entries.
-        let top = entry::hash(addr).wrapping_shr(68u32.wrapping_sub(self.log2));
+        // 2^log2 bytes are 2^(log2 - 6) buckets.
+        let top = entry::hash(addr).wrapping_shr(70u32.wrapping_sub(self.log2));
         top as usize & self.mask()
     }
 
-    /// The slot of `addr` (true) or the empty one where it would go.
-    #[inline]
-    fn probe(&self, addr: u64) -> Option<(usize, &'a Pair, bool)> {
-        let mask = self.mask();
+    /// `None` when it is not there and no slot is empty.
+    #[inline(always)]
+    fn find(&self, addr: u64) -> Option<Place<'a>> {
         let mut at = self.home(addr);
-        for _ in 0..self.pairs.len() {
-            let pair = self.get(at)?;
-            let key = pair[KEY].load(Relaxed);
-            if key == 0 {
-                return Some((at, pair, false));
+        for _ in 0..self.buckets.len() {
+            let bucket = self.buckets.get(at)?;
+            let Scan { hit, empty } = scan(bucket, addr);
+            let slots = if hit != 0 { hit } else { empty };
+            if slots != 0 {
+                return Some(Place {
+                    bucket: at,
+                    words: bucket.get(slots.trailing_zeros() as usize)?,
+                    found: hit != 0,
+                    roomy: empty != 0,
+                });
             }
-            if entry::addr(key) == addr {
-                return Some((at, pair, true));
-            }
-            at = at.wrapping_add(1) & mask;
+            at = at.wrapping_add(1) & self.mask();
         }
         None
     }
-}
 
-const KEY: usize = 0;
-const VALUE: usize = 1;
+    /// Empties the slot `gap` of the full bucket `at`. Behind it may lie
+    /// entries that found it full: one of them moves into the gap, and leaves
+    /// one itself. The copy is written before its original goes, so a reader
+    /// sees each entry at least once.
+    #[cold]
+    #[inline(never)]
+    fn close_gap(&self, at: usize, gap: &'a [AtomicU64; 2]) {
+        let (mut gap_bucket, mut gap, mut next) = (at, gap, at);
+        for _ in 1..self.buckets.len() {
+            next = next.wrapping_add(1) & self.mask();
+            let Some(bucket) = self.buckets.get(next) else {
+                break;
+            };
+            let mut roomy = false;
+            let mut moving = None;
+            for slot in bucket {
+                let key = slot[0].load(Relaxed);
+                if key == 0 {
+                    roomy = true;
+                } else if self.may_move(key, next, gap_bucket) {
+                    moving = Some((slot, key));
+                }
+            }
+            if let Some((slot, key)) = moving {
+                gap[1].store(slot[1].load(Relaxed), Relaxed);
+                gap[0].store(key, Release);
+                (gap_bucket, gap) = (next, slot);
+            }
+            if roomy {
+                break;
+            }
+        }
+        gap[0].store(0, Release);
+    }
+
+    /// Whether the home of an entry in bucket `at` does not lie behind bucket
+    /// `to`, which lies before it.
+    fn may_move(&self, key: u64, at: usize, to: usize) -> bool {
+        let mask = self.mask();
+        let home = self.home(entry::addr(key));
+        at.wrapping_sub(home) & mask >= at.wrapping_sub(to) & mask
+    }
+}
 
 impl<'a> Table<'a> {
     /// The table of `segment`.
@@ -136,8 +220,13 @@ impl<'a> Table<'a> {
         Table { alone, ..self }
     }
 
+    /// The header of the shard of `addr`; `None` for what cannot be the
+    /// address of an entry.
     #[inline]
     fn head(&self, addr: u64) -> Option<&'a [AtomicU64; shard::WORDS]> {
+        if addr == 0 || addr >= entry::ADDR_LIMIT || addr & 7 != 0 {
+            return None;
+        }
         let (heads, _) = self.segment.words(Area::Shards).as_chunks();
         heads.get(entry::shard(addr))
     }
@@ -155,7 +244,7 @@ impl<'a> Table<'a> {
     fn slots(&self, head: &[AtomicU64; shard::WORDS]) -> Slots<'a> {
         match head[shard::TABLE].load(Acquire) {
             0 => Slots {
-                pairs: &[],
+                buckets: &[],
                 log2: 0,
             },
             table => Slots::of(&self.heap, table >> 8, (table & 0xff) as u32),
@@ -165,9 +254,6 @@ impl<'a> Table<'a> {
     /// Records a live block.
     #[inline]
     pub fn insert(&self, addr: u64, new: Entry) -> Inserted {
-        if addr == 0 || addr >= entry::ADDR_LIMIT || addr & 7 != 0 {
-            return Inserted::Dropped;
-        }
         let Some(head) = self.head(addr) else {
             return Inserted::Dropped;
         };
@@ -176,7 +262,7 @@ impl<'a> Table<'a> {
         };
         let mut slots = self.slots(head);
         let used = head[shard::COUNT_USED].load(Relaxed);
-        let room = slots.pairs.len() as u64;
+        let room = slots.room();
         if used.saturating_mul(4) >= room * 3 {
             match self.grow(head, slots) {
                 Some(grown) => slots = grown,
@@ -185,10 +271,13 @@ impl<'a> Table<'a> {
                 None => return Inserted::Dropped,
             }
         }
-        let Some((_, [key, value], found)) = slots.probe(addr) else {
+        let Some(place) = slots.find(addr) else {
             return Inserted::Dropped;
         };
-        let old = found.then(|| self.unpack(key.load(Relaxed), value.load(Relaxed)));
+        let [key, value] = place.words;
+        let old = place
+            .found
+            .then(|| self.unpack(key.load(Relaxed), value.load(Relaxed)));
         let size = self.pack_size(addr, new.size);
         // The value first: a reader who sees the key sees its value.
         value.store(entry::value(new.stack, new.flags, size), Relaxed);
@@ -214,10 +303,11 @@ impl<'a> Table<'a> {
         let head = self.head(addr)?;
         let _held = self.lock(&head[shard::LOCK])?;
         let slots = self.slots(head);
-        let (at, [key, value], found) = slots.probe(addr)?;
-        if !found {
+        let place = slots.find(addr)?;
+        if !place.found {
             return None;
         }
+        let [key, value] = place.words;
         let packed = value.load(Relaxed);
         let entry = self.unpack(key.load(Relaxed), packed);
         if !wanted(&entry) {
@@ -226,7 +316,11 @@ impl<'a> Table<'a> {
         if entry::size(packed) == entry::SIZE_BIG {
             self.forget_big(addr);
         }
-        close_gap(&slots, at, key);
+        if place.roomy {
+            key.store(0, Release);
+        } else {
+            slots.close_gap(place.bucket, place.words);
+        }
         let used = &head[shard::COUNT_USED];
         used.store(used.load(Relaxed).saturating_sub(1), Relaxed);
         Some(entry)
@@ -237,10 +331,11 @@ impl<'a> Table<'a> {
         let head = self.head(addr)?;
         let _held = self.lock(&head[shard::LOCK])?;
         let slots = self.slots(head);
-        let (_, [key, value], found) = slots.probe(addr)?;
-        if !found {
+        let place = slots.find(addr)?;
+        if !place.found {
             return None;
         }
+        let [key, value] = place.words;
         let packed = entry::size(value.load(Relaxed));
         let mut entry = self.unpack(key.load(Relaxed), value.load(Relaxed));
         change(&mut entry);
@@ -319,19 +414,20 @@ impl<'a> Table<'a> {
 
     #[cold]
     fn grow(&self, head: &[AtomicU64; shard::WORDS], old: Slots<'a>) -> Option<Slots<'a>> {
-        let log2 = if old.pairs.is_empty() {
+        let log2 = if old.buckets.is_empty() {
             FIRST_LOG2
         } else {
             old.log2 + 1
         };
         let offset = self.heap.take(log2)?;
         let new = Slots::of(&self.heap, offset, log2);
-        for [key, value] in old.pairs {
+        for [key, value] in old.buckets.as_flattened() {
             let k = key.load(Relaxed);
             if k == 0 {
                 continue;
             }
-            if let Some((_, [new_key, new_value], _)) = new.probe(entry::addr(k)) {
+            if let Some(place) = new.find(entry::addr(k)) {
+                let [new_key, new_value] = place.words;
                 new_value.store(value.load(Relaxed), Relaxed);
                 new_key.store(k, Relaxed);
             }
@@ -385,35 +481,6 @@ impl<'a> Table<'a> {
             }
         }
     }
-}
-
-/// Empties the slot `at`, whose key word is `key`, and moves later entries of
-/// the run back over the gap. The copy is written before its original goes,
-/// so a reader sees each entry at least once.
-#[inline]
-fn close_gap(slots: &Slots<'_>, at: usize, key: &AtomicU64) {
-    let mask = slots.mask();
-    let (mut gap, mut gap_key, mut next) = (at, key, at);
-    for _ in 0..slots.pairs.len() {
-        next = next.wrapping_add(1) & mask;
-        let Some([key, value]) = slots.get(next) else {
-            break;
-        };
-        let k = key.load(Relaxed);
-        if k == 0 {
-            break;
-        }
-        // It may move when its home does not lie behind the gap.
-        let home = slots.home(entry::addr(k));
-        if next.wrapping_sub(home) & mask >= next.wrapping_sub(gap) & mask {
-            if let Some([to_key, to_value]) = slots.get(gap) {
-                to_value.store(value.load(Relaxed), Relaxed);
-                to_key.store(k, Release);
-            }
-            (gap, gap_key) = (next, key);
-        }
-    }
-    gap_key.store(0, Release);
 }
 
 #[cfg(test)]

@@ -40,6 +40,28 @@ fn remembers_and_forgets() {
 }
 
 #[test]
+fn only_the_exact_address_is_found() {
+    let memory = Memory::new();
+    let table = table(&memory);
+    let at = 0x7fff_1234_5670;
+    table.insert(at, entry(99, 3));
+    for wrong in [
+        0,
+        1,
+        at + 1,
+        at + 7,
+        at | leakscope_wire::entry::ADDR_LIMIT,
+        at + 8,
+        u64::MAX,
+    ] {
+        assert_eq!(table.remove(wrong), None, "{wrong:#x}");
+        assert_eq!(table.update(wrong, |e| e.stack = 0), None, "{wrong:#x}");
+    }
+    assert_eq!(table.insert(at + 4, entry(1, 1)), Inserted::Dropped);
+    assert_eq!(table.remove(at), Some(entry(99, 3)));
+}
+
+#[test]
 fn sizes_beyond_32_bits_are_exact() {
     let memory = Memory::new();
     let table = table(&memory);
@@ -79,6 +101,28 @@ fn grows_until_the_segment_is_full_then_drops() {
     }
     assert!(kept > 100_000, "{kept}");
     assert_eq!(Reader::new(memory.segment()).blocks().count() as u64, kept);
+}
+
+#[test]
+fn full_buckets_forget_in_any_order() {
+    let memory = Memory::new();
+    let table = table(&memory);
+    // No room to grow: the shard fills up to its last slot but one.
+    let heap = Heap::new(memory.segment(), std::thread::yield_now, no_punch);
+    let at = |i: u64| 0x7700_0000 + i * 40;
+    assert_eq!(table.insert(at(0), entry(1, 1)), Inserted::New);
+    while heap.take(11).is_some() {}
+    while heap.take(10).is_some() {}
+    let kept = (1..)
+        .take_while(|&i| table.insert(at(i), entry(i, 1)) == Inserted::New)
+        .count() as u64;
+    assert_eq!(kept, 62);
+    for i in 0..=kept {
+        let i = (i * 37 + 11) % (kept + 1);
+        assert!(table.remove(at(i)).is_some(), "{i}");
+        assert_eq!(table.remove(at(i)), None, "{i}");
+    }
+    assert_eq!(Reader::new(memory.segment()).blocks().count(), 0);
 }
 
 #[test]
