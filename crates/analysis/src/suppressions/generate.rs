@@ -19,7 +19,12 @@ const LONGEST_NAME: usize = 4000;
 /// no frame has a name or a module: it would hide everything.
 pub fn generate(record: &Candidate<'_>, name: &str) -> Option<String> {
     let kept = record.frames.iter().take_while(|f| !f.cut);
-    let frames: Vec<&Frame> = kept.take(MOST_FRAMES).collect();
+    let mut frames: Vec<&Frame> = kept.take(MOST_FRAMES).collect();
+    // valgrind's own stacks end at main, so nothing outer to it can match.
+    let main = |frame: &&Frame| frame.function.as_deref() == Some("main");
+    if let Some(at) = frames.iter().position(main) {
+        frames.truncate(at + 1);
+    }
     if !frames.iter().any(|f| text(f).is_some()) {
         return None;
     }

@@ -658,3 +658,19 @@ proptest! {
         prop_assert_eq!(Glob::new(&pattern).matches(&name), expected);
     }
 }
+
+#[test]
+fn generated_suppressions_end_at_main_as_valgrinds_stacks_do() {
+    let named = |function: &str| Frame {
+        function: Some(function.into()),
+        ..Frame::default()
+    };
+    let frames = [named("tree"), named("main"), named("__libc_start_main")];
+    let record = Candidate {
+        frames: &frames,
+        kind: LossKind::Definite,
+        family: Family::Malloc,
+    };
+    let text = generate(&record, "n").unwrap();
+    assert!(text.ends_with("   fun:tree\n   fun:main\n}\n"), "{text}");
+}

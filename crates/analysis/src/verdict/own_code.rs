@@ -188,14 +188,48 @@ const RUNTIMES: &[&str] = &[
 
 /// The innermost frame that is the user's own code: it has a function that is
 /// no allocation wrapper, belongs to no standard library, and lies in no
-/// runtime's module. Without such a frame the innermost one with a function,
+/// runtime's module. Without such a frame the innermost one of a stripped
+/// program, then the innermost one with a function (never start code),
 /// then the innermost one of all.
 pub fn own_frame(stack: &[Frame]) -> Option<&Frame> {
-    let real = || stack.iter().filter(|frame| !frame.cut);
+    let real = || {
+        stack
+            .iter()
+            .filter(|frame| !frame.cut && !is_start_code(frame))
+    };
     real()
         .find(|frame| is_own(frame))
+        // A stripped program's own code has no names, but a module.
+        .or_else(|| real().find(|frame| frame.function.is_none() && in_own_module(frame)))
         .or_else(|| real().find(|frame| frame.function.is_some()))
         .or_else(|| real().next())
+        .or_else(|| stack.iter().find(|frame| !frame.cut))
+}
+
+/// Code that calls main or a thread's function: nobody's to change.
+fn is_start_code(frame: &Frame) -> bool {
+    const START: [&str; 10] = [
+        "__libc_start_call_main",
+        "__libc_start_main",
+        "__libc_start_main_impl",
+        "_start",
+        "start_thread",
+        "clone",
+        "__clone",
+        "clone3",
+        "__clone3",
+        "_dl_start_user",
+    ];
+    frame
+        .function
+        .as_deref()
+        .is_some_and(|function| START.contains(&function))
+}
+
+/// True for a module that is no runtime library.
+fn in_own_module(frame: &Frame) -> bool {
+    let module = frame.module.as_deref().map_or("", base_name);
+    !module.is_empty() && !RUNTIMES.iter().any(|runtime| module.starts_with(runtime))
 }
 
 fn is_own(frame: &Frame) -> bool {

@@ -708,3 +708,19 @@ proptest! {
         prop_assert!(place(&stack).is_some());
     }
 }
+
+#[test]
+fn a_stripped_program_is_named_by_module_and_offset_not_by_its_start_code() {
+    let stripped = |offset| Frame {
+        module: Some("/usr/bin/sort".into()),
+        module_offset: Some(offset),
+        ..Frame::default()
+    };
+    let start = Frame {
+        module: Some("/lib/x86_64-linux-gnu/libc.so.6".into()),
+        ..frame("__libc_start_call_main", "libc_start_call_main.h", 58)
+    };
+    let stack = [stripped(0x13338), stripped(0x49e4), start.clone()];
+    assert_eq!(own_frame(&stack), Some(&stack[0]));
+    assert_eq!(own_frame(std::slice::from_ref(&start)), Some(&start));
+}
