@@ -12,7 +12,7 @@ use std::collections::HashMap;
 
 /// Most bytes of small blocks to copy. The marker runs beside a program that
 /// may already use most of the machine.
-const IMAGE_LIMIT: u64 = 256 << 20;
+const IMAGE_LIMIT: u64 = 1 << 30;
 /// Blocks from here on are streamed: one read each costs nothing then.
 const LARGE: u64 = 1 << 20;
 /// Bytes of one streamed piece.
