@@ -1,6 +1,7 @@
 //! Memory for the live-block table: blocks of 2^k bytes out of one area of
 //! the segment.
 
+use crate::interleave::point;
 use crate::lock::{self, Yield};
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use leakscope_wire::Segment;
@@ -56,6 +57,7 @@ impl<'a> Heap<'a> {
         if first != 0 {
             let offset = first - 1;
             let block = self.words(offset, log2);
+            point();
             head.store(block.first().map_or(0, |w| w.load(Relaxed)), Relaxed);
             drop(held);
             if log2 >= PUNCH_LOG2 {
@@ -93,6 +95,7 @@ impl<'a> Heap<'a> {
         };
         if let (Some(head), Some(link)) = (self.list(log2), block.first()) {
             link.store(head.load(Relaxed), Relaxed);
+            point();
             head.store(offset + 1, Relaxed);
         }
     }

@@ -14,6 +14,7 @@ extern crate std;
 pub mod counters;
 pub mod freed;
 pub mod heap;
+mod interleave;
 pub mod lock;
 pub mod rows;
 pub mod table;

@@ -1,6 +1,7 @@
 //! The spin lock of the shared tables. It never waits forever: code in
 //! somebody else's process may lose an event, but not hang.
 
+use crate::interleave::point;
 use core::sync::atomic::{AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
 
 const FREE: u64 = 0;
@@ -24,6 +25,7 @@ pub struct Held<'a>(&'a AtomicU64);
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
+        point();
         self.0.store(FREE, Release);
     }
 }
@@ -31,6 +33,7 @@ impl Drop for Held<'_> {
 /// Takes the lock, or gives up after a bounded wait.
 #[inline]
 pub fn acquire(word: &AtomicU64, give_way: Yield) -> Option<Held<'_>> {
+    point();
     if word.compare_exchange(FREE, HELD, Acquire, Relaxed).is_ok() {
         return Some(Held(word));
     }
@@ -58,6 +61,7 @@ fn wait(word: &AtomicU64, give_way: Yield) -> Option<Held<'_>> {
         for _ in 0..SPINS {
             match word.load(Relaxed) {
                 FREE => {
+                    point();
                     if word.compare_exchange(FREE, HELD, Acquire, Relaxed).is_ok() {
                         return Some(Held(word));
                     }

@@ -13,6 +13,7 @@
 //! only, so no event waits for more than one shard's copy.
 
 use crate::heap::Heap;
+use crate::interleave::point;
 use crate::lock::{self, Yield};
 use core::sync::atomic::{
     AtomicU8, AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release,
@@ -182,7 +183,9 @@ impl<'a> Slots<'a> {
             }
             if let Some((slot, key)) = moving {
                 gap[1].store(slot[1].load(Relaxed), Relaxed);
+                point();
                 gap[0].store(key, Release);
+                point();
                 (gap_bucket, gap) = (next, slot);
             }
             if roomy {
@@ -261,6 +264,7 @@ impl<'a> Table<'a> {
             return Inserted::Dropped;
         };
         let mut slots = self.slots(head);
+        point();
         let used = head[shard::COUNT_USED].load(Relaxed);
         let room = slots.room();
         if used.saturating_mul(4) >= room * 3 {
@@ -281,6 +285,7 @@ impl<'a> Table<'a> {
         let size = self.pack_size(addr, new.size);
         // The value first: a reader who sees the key sees its value.
         value.store(entry::value(new.stack, new.flags, size), Relaxed);
+        point();
         key.store(entry::key(addr, new.birth), Release);
         match old {
             Some(old) => Inserted::Replaced(old),
@@ -316,6 +321,7 @@ impl<'a> Table<'a> {
         if entry::size(packed) == entry::SIZE_BIG {
             self.forget_big(addr);
         }
+        point();
         if place.roomy {
             key.store(0, Release);
         } else {
@@ -430,8 +436,10 @@ impl<'a> Table<'a> {
                 let [new_key, new_value] = place.words;
                 new_value.store(value.load(Relaxed), Relaxed);
                 new_key.store(k, Relaxed);
+                point();
             }
         }
+        point();
         let before = head[shard::TABLE].swap(offset << 8 | u64::from(log2), Release);
         if before != 0 {
             self.heap.give(before >> 8, (before & 0xff) as u32);

@@ -8,22 +8,31 @@ use std::alloc::{Layout as Shape, alloc_zeroed, dealloc};
 
 /// Owns the bytes of a smallest segment.
 pub struct Memory {
+    whole: *mut u8,
     base: *mut u8,
 }
 
+const PAGE: usize = 4096;
+
 // SAFETY: the bytes are only reached through `Segment`, which is atomic.
 unsafe impl Sync for Memory {}
+// SAFETY: any thread may free what another allocated.
+unsafe impl Send for Memory {}
 
 fn shape() -> Shape {
-    Shape::from_size_align(MIN_SEGMENT as usize, 4096).unwrap()
+    // Aligned by hand: only small alignments come zeroed without being written.
+    Shape::from_size_align(MIN_SEGMENT as usize + PAGE, 8).unwrap()
 }
 
 impl Memory {
     /// Zeroed, with an empty stack tree.
     pub fn new() -> Memory {
         // SAFETY: the size is not zero.
-        let base = unsafe { alloc_zeroed(shape()) };
-        let memory = Memory { base };
+        let whole = unsafe { alloc_zeroed(shape()) };
+        assert!(!whole.is_null());
+        // SAFETY: less than a page on, of a page more than the segment has.
+        let base = unsafe { whole.add(whole.align_offset(PAGE)) };
+        let memory = Memory { whole, base };
         memory.segment().word(word::NODE_NEXT).store(1, Relaxed);
         memory
     }
@@ -39,7 +48,7 @@ impl Memory {
 impl Drop for Memory {
     fn drop(&mut self) {
         // SAFETY: allocated with the same shape in `new`.
-        unsafe { dealloc(self.base, shape()) }
+        unsafe { dealloc(self.whole, shape()) }
     }
 }
 

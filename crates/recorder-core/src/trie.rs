@@ -1,6 +1,7 @@
 //! The stack tree: a node is a frame under its caller's node. Equal stacks
 //! are one node, so a stack is one number.
 
+use crate::interleave::point;
 use core::sync::atomic::{
     AtomicU32, AtomicU64, Ordering::AcqRel, Ordering::Acquire, Ordering::Relaxed, Ordering::Release,
 };
@@ -53,6 +54,7 @@ impl<'a> Trie<'a> {
         let Some(head) = heads.get(bucket(parent, frame)) else {
             return 0;
         };
+        point();
         let first = head.load(Acquire);
         if let Some(id) = find(nodes, first, 0, parent, frame) {
             return id;
@@ -81,6 +83,7 @@ impl<'a> Trie<'a> {
         if next.load(Relaxed) >= limit {
             return full();
         }
+        point();
         let id = next.fetch_add(1, Relaxed);
         if id >= limit || id == 0 {
             next.store(limit, Relaxed);
@@ -90,9 +93,12 @@ impl<'a> Trie<'a> {
         let (Some(frame_word), Some(link)) = (nodes.get(at), nodes.get(at + 1)) else {
             return 0;
         };
+        point();
         frame_word.store(frame, Relaxed);
         loop {
+            point();
             link.store(u64::from(first) << 32 | u64::from(parent), Relaxed);
+            point();
             match head.compare_exchange(first, id as u32, AcqRel, Acquire) {
                 Ok(_) => return id as u32,
                 Err(now) => {
@@ -140,6 +146,7 @@ fn find(nodes: &[AtomicU64], mut at: u32, stop: u32, parent: u32, frame: u64) ->
         let [frame_word, link] = node else {
             return None;
         };
+        point();
         let link = link.load(Relaxed);
         if frame_word.load(Relaxed) == frame && link as u32 == parent {
             return Some(at);
