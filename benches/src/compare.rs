@@ -12,7 +12,7 @@ use std::time::Duration;
 
 /// Seconds of one line after which a peer takes no further turn; leakscope and
 /// native take all of them.
-const PATIENCE: f64 = 12.0;
+const PATIENCE: f64 = 10.0;
 
 /// One workload, measured.
 pub struct Measured {
@@ -64,6 +64,8 @@ struct Turns {
     facts: Option<Facts>,
     remarks: Vec<String>,
     spent: f64,
+    /// A run had to be ended: the next would too.
+    hopeless: bool,
 }
 
 /// Measures all lines that were asked for.
@@ -130,6 +132,7 @@ impl Turns {
             facts: None,
             remarks: Vec::new(),
             spent: 0.0,
+            hopeless: false,
         }
     }
 
@@ -142,7 +145,8 @@ impl Turns {
         expected: (&End, &[u8]),
     ) {
         let always = self.tool == Tool::Native || self.tool.ours();
-        if !always && round > 0 && (self.spent > PATIENCE || round >= 3) {
+        let tired = !always && (self.spent > PATIENCE || round >= 2);
+        if self.hopeless || round > 0 && tired {
             self.runs.push(None);
             return;
         }
@@ -164,6 +168,7 @@ impl Turns {
                 Err(why) => self.note(why),
             }
         }
+        self.hopeless = matches!(run.end, End::TooLong(_) | End::TooMuch);
         self.kept = tools::sweep(place);
         self.spent += if run.wall.is_finite() { run.wall } else { 0.0 };
         self.runs.push(Some(run));

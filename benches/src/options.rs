@@ -9,7 +9,7 @@ usage: leakscope-bench [options]
   --runs N           rounds (default 5; peers take part only in the first ones)
   --only NAME,...    these workloads and figures only (--list names them)
   --tools NAME,...   of native,exact,sampled,heaptrack,memcheck,lsan
-  --limit SECONDS    end a run that takes longer (default 60)
+  --limit SECONDS    end a run that takes longer (default 45)
   --markdown FILE    write the page there too
   --list             name all workloads and figures";
 
@@ -51,7 +51,7 @@ pub fn parse(words: &[String]) -> Result<Options, String> {
         runs: 0,
         only: Vec::new(),
         tools: Tool::ALL.to_vec(),
-        limit: 60,
+        limit: 45,
         markdown: None,
         typed: words.join(" "),
     };

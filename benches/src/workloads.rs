@@ -109,7 +109,7 @@ pub fn make(name: &'static str, options: &Options, place: &Place) -> Result<Work
             (format!("jq over {text} of JSON"), line)
         }
         "cc1plus" => {
-            let types = pick(6, 2);
+            let types = 2;
             let file = preprocessed(place, types)?;
             let arguments = [
                 "-quiet",
@@ -127,7 +127,7 @@ pub fn make(name: &'static str, options: &Options, place: &Place) -> Result<Work
             )
         }
         "python3" => {
-            let rounds = pick(12, 4);
+            let rounds = pick(8, 4);
             let script = place.file("dict.py");
             io(inputs::python(&script, rounds))?;
             let line = Line::new("/usr/bin/python3", [script])?
@@ -139,7 +139,7 @@ pub fn make(name: &'static str, options: &Options, place: &Place) -> Result<Work
             )
         }
         "redis" => {
-            let requests = pick(150_000, 40_000);
+            let requests = pick(80_000, 40_000);
             let made = redis::Client::new(requests)?;
             let line = Line::new(find("redis-server")?, made.server_arguments(&place.folder))?;
             client = Some(made);
