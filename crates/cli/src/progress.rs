@@ -2,11 +2,15 @@
 
 use std::io::{self, Write};
 
+use leakscope_session::Word;
+
 use crate::terminal::Terminal;
 
-/// The line. Shows nothing where stderr is no terminal.
+/// The line. Where stderr is no terminal, only what lasts is shown, on lines
+/// of their own.
 pub struct Progress {
     width: Option<usize>,
+    quiet: bool,
     is_shown: bool,
 }
 
@@ -20,13 +24,24 @@ impl Progress {
                 .is_one
                 .then(|| terminal.width.unwrap_or(80))
                 .filter(|_| !quiet),
+            quiet,
             is_shown: false,
         }
     }
 
     /// Replaces the line.
-    pub fn show(&mut self, what: &str) {
-        let Some(width) = self.width else { return };
+    pub fn show(&mut self, word: Word<'_>) {
+        let what = word.text;
+        let Some(width) = self.width else {
+            if word.is_lasting && !self.quiet {
+                _ = writeln!(
+                    io::stderr(),
+                    "leakscope: {}",
+                    leakscope_report::escape(what)
+                );
+            }
+            return;
+        };
         let room = width.saturating_sub("leakscope: ".len() + 1);
         let text: String = leakscope_report::escape(what).chars().take(room).collect();
         // A terminal that went away is no reason to stop measuring.

@@ -20,6 +20,7 @@ use leakscope_wire::layout::{note, word};
 use crate::image::Image;
 use crate::live::{self, Asking};
 use crate::mailbox::MailMemory;
+use crate::program;
 use crate::supervisor::Supervisor;
 
 /// A descriptor that the program opened and has not closed.
@@ -172,7 +173,7 @@ fn finish(
     picture: Option<Picture>,
     mut coverage: Coverage,
     fds: Vec<OpenFd>,
-    notices: Vec<Notice>,
+    mut notices: Vec<Notice>,
 ) -> Judgement {
     // The loader does not name the executable itself.
     for module in table.modules.iter_mut().filter(|m| m.path.is_empty()) {
@@ -192,9 +193,24 @@ fn finish(
         marked.cycle.fill(false);
         marked.cycle_members.clear();
     }
-    if noted(note::ALLOCATOR_BYPASS) {
-        // Most of what lives was not seen, nor what it points to.
+    let nothing = table.totals.allocations == 0;
+    let brings = || {
+        image
+            .exe_file
+            .as_deref()
+            .is_some_and(program::brings_malloc)
+    };
+    if noted(note::ALLOCATOR_BYPASS) || (nothing && brings()) {
+        // What lives was not seen, nor what it points to.
         coverage.reachability = false;
+        notices.push(Notice {
+            code: "own-allocator",
+            message: format!(
+                "{} brings its own malloc, which the loader prefers to the recorder's: its \
+                 blocks were not recorded",
+                image.exe
+            ),
+        });
     }
     Judgement {
         table,

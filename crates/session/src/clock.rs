@@ -25,13 +25,12 @@ impl Clock {
     ///
     /// # Errors
     /// When no thread can be started.
-    pub(crate) fn start() -> std::io::Result<Arc<Clock>> {
-        let clock = Arc::new(Clock::default());
-        let ticking = Arc::clone(&clock);
+    pub(crate) fn run(self: &Arc<Clock>) -> std::io::Result<()> {
+        let ticking = Arc::clone(self);
         std::thread::Builder::new()
             .name("clock".to_owned())
-            .spawn(move || ticking.run())?;
-        Ok(clock)
+            .spawn(move || ticking.tick())?;
+        Ok(())
     }
 
     /// Lets a segment's clock run until the segment is dropped.
@@ -47,7 +46,7 @@ impl Clock {
         self.added.notify_one();
     }
 
-    fn run(&self) {
+    fn tick(&self) {
         while !self.over.load(Relaxed) {
             let mut segments = self.segments.lock().unwrap_or_else(PoisonError::into_inner);
             segments.retain(|(made, segment)| {

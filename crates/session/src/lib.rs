@@ -16,6 +16,7 @@ mod assemble;
 mod check;
 mod clock;
 mod image;
+mod limits;
 mod listen;
 mod live;
 mod mailbox;
@@ -31,4 +32,4 @@ mod signals;
 mod supervisor;
 
 pub use options::{Follow, RunError, RunErrorKind, RunOptions, RunOutcome, SymbolOptions};
-pub use run::run;
+pub use run::{Word, run};

@@ -5,7 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use leakscope_model::Notice;
@@ -264,6 +264,48 @@ impl Elf {
     }
 }
 
+/// Longest table of dynamic symbols or their names that is read, bytes.
+const LONGEST_TABLE: u64 = 64 << 20;
+
+/// True when the executable brings a malloc that other objects see: the
+/// loader prefers it to ours. False for anything that is not understood.
+pub(crate) fn brings_malloc(file: &File) -> bool {
+    defines(file, b"malloc").unwrap_or(false)
+}
+
+fn defines(file: &File, name: &[u8]) -> Option<bool> {
+    let read = |at: u64, len: u64| {
+        let mut bytes = vec![0; usize::try_from(len.min(LONGEST_TABLE)).ok()?];
+        file.read_exact_at(&mut bytes, at).ok()?;
+        Some(bytes)
+    };
+    let head = read(0, 64)?;
+    if !Elf::parse(&head).is_some_and(|elf| elf.native) {
+        return None;
+    }
+    // Elf64_Ehdr: section headers' offset at 40, their size at 58 and number
+    // at 60. Elf64_Shdr: type at 4, offset at 24, size at 32, link at 40.
+    let (at, size, count) = (word(&head, 40)?, half(&head, 58)?, half(&head, 60)?);
+    let section = |i: u32| read(at.checked_add(u64::from(i) * u64::from(size))?, 64);
+    const SHT_DYNSYM: u32 = 11;
+    for i in 0..u32::from(count) {
+        let row = section(i)?;
+        if quarter(&row, 4)? != SHT_DYNSYM {
+            continue;
+        }
+        let symbols = read(word(&row, 24)?, word(&row, 32)?)?;
+        let strings = section(quarter(&row, 40)?)?;
+        let strings = read(word(&strings, 24)?, word(&strings, 32)?)?;
+        // Elf64_Sym: name at 0, section at 6 (0: defined elsewhere).
+        return Some(symbols.chunks_exact(24).any(|symbol| {
+            let text = quarter(symbol, 0).and_then(|at| strings.get(at as usize..));
+            let text = text.and_then(|text| text.split(|&b| b == 0).next());
+            text == Some(name) && half(symbol, 6) != Some(0)
+        }));
+    }
+    Some(false)
+}
+
 /// The dynamic loader has no interpreter, yet honours LD_PRELOAD for the
 /// program that it is told to run.
 fn is_loader(file: &Path) -> bool {
@@ -380,6 +422,42 @@ mod tests {
         assert_eq!(code("script", script.as_bytes()), Some("static-executable"));
         let own = format!("#!{}/own\n", dir.path().display());
         assert_eq!(code("own", own.as_bytes()), None);
+    }
+
+    #[test]
+    fn knows_who_brings_malloc() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut object = elf(62, &[]);
+        object[40..48].copy_from_slice(&64u64.to_le_bytes());
+        object[58..60].copy_from_slice(&64u16.to_le_bytes());
+        object[60..62].copy_from_slice(&2u16.to_le_bytes());
+        let section = |kind: u32, at: u64, len: u64, link: u32| {
+            let mut row = [0u8; 64];
+            row[4..8].copy_from_slice(&kind.to_le_bytes());
+            row[24..32].copy_from_slice(&at.to_le_bytes());
+            row[32..40].copy_from_slice(&len.to_le_bytes());
+            row[40..44].copy_from_slice(&link.to_le_bytes());
+            row
+        };
+        object.extend(section(11, 192, 48, 1));
+        object.extend(section(3, 240, 13, 0));
+        let free = [1u8, 0, 0, 0, 0, 0, 7, 0];
+        let malloc = [6u8, 0, 0, 0, 0, 0, 7, 0];
+        for symbol in [free, malloc] {
+            object.extend(symbol);
+            object.extend([0u8; 16]);
+        }
+        object.extend(b"\0free\0malloc\0");
+        let check = |bytes: &[u8]| {
+            let file = write(dir.path(), "object", bytes, 0o644);
+            brings_malloc(&File::open(file).unwrap())
+        };
+        assert!(check(&object));
+        object[192 + 24 + 6] = 0;
+        assert!(!check(&object));
+        object[64 + 32..64 + 40].copy_from_slice(&u64::MAX.to_le_bytes());
+        assert!(!check(&object));
+        assert!(!check(b"text"));
     }
 
     #[test]

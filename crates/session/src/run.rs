@@ -16,11 +16,12 @@ use leakscope_model::{
 };
 use leakscope_wire::hello::ENV_SOCKET;
 use leakscope_wire::layout::state;
-use rustix::process::{Pid, Resource, Signal, getrlimit, kill_process, setrlimit};
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::assemble::{Unrecorded, replaced_notice, unrecorded};
 use crate::clock::Clock;
 use crate::image::{not_loaded, serve};
+use crate::limits::Limits;
 use crate::listen::Listener;
 use crate::options::{Follow, RunError, RunErrorKind, RunOptions, RunOutcome};
 use crate::place::Place;
@@ -31,7 +32,9 @@ use crate::supervisor::{Ended, Event, Supervisor};
 
 /// How long the main thread sleeps when nobody tells it anything.
 const LOOK: Duration = Duration::from_millis(100);
-/// A check or a wait that takes longer is worth a word.
+/// Waiting for others than the program this long is worth a line.
+const LASTING: Duration = Duration::from_secs(1);
+/// A check that takes longer is worth a word.
 const WORTH_A_WORD: Duration = Duration::from_secs(2);
 /// Orphans that have not said hello get this long to do so: a daemon's parent
 /// ends as soon as it has forked.
@@ -49,9 +52,18 @@ const LISTED: usize = 8;
 /// belong to the whole process.
 static ONE_RUN: Mutex<()> = Mutex::new(());
 
+/// A word on what takes long: one clause without a final dot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Word<'a> {
+    /// The clause.
+    pub text: &'a str,
+    /// True when the user should read it wherever the output goes: the run
+    /// may go on like this for ever.
+    pub is_lasting: bool,
+}
+
 /// Runs a program under the recorder, waits for it and everything it starts,
-/// and judges what each of them leaked. `progress` is told, in whole
-/// sentences without a final dot, what takes long.
+/// and judges what each of them leaked. `progress` is told what takes long.
 ///
 /// While it runs, it takes the exit status of every child of this process,
 /// and SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1 and SIGUSR2 do not end this
@@ -60,7 +72,10 @@ static ONE_RUN: Mutex<()> = Mutex::new(());
 /// # Errors
 /// When the program cannot be found or executed, a suppression file cannot be
 /// understood, or the recorder cannot be set up. The program has not run then.
-pub fn run(options: &RunOptions, progress: &mut dyn FnMut(&str)) -> Result<RunOutcome, RunError> {
+pub fn run(
+    options: &RunOptions,
+    progress: &mut dyn FnMut(Word<'_>),
+) -> Result<RunOutcome, RunError> {
     let _one = ONE_RUN.lock().unwrap_or_else(PoisonError::into_inner);
     let name = options
         .argv
@@ -68,9 +83,10 @@ pub fn run(options: &RunOptions, progress: &mut dyn FnMut(&str)) -> Result<RunOu
         .ok_or_else(|| own("no program was named"))?;
     let path = std::env::var_os("PATH");
     let file = program::find(name, path.as_deref())?;
-    let obstacle = program::obstacle(&file);
+    let obstacle = foreign_proc().or_else(|| program::obstacle(&file));
     let suppressions = suppressions(options)?;
 
+    let limits = Limits::raised().map_err(|text| own(&text))?;
     let (events, arrivals) = channel();
     // First: setting up may exceed a limit whose signal would end us.
     let _catcher = Catcher::install(events.clone())
@@ -80,23 +96,29 @@ pub fn run(options: &RunOptions, progress: &mut dyn FnMut(&str)) -> Result<RunOu
     let listener = Listener::open(&place.socket())
         .map_err(|e| own(&format!("cannot open a socket for the recorder: {e}")))?;
     let address = listener.address().to_owned();
-    let clock = Clock::start().map_err(|e| own(&format!("cannot start a thread: {e}")))?;
+    let clock = Arc::new(Clock::default());
     let supervisor = Arc::new(Supervisor::new(
         options.clone(),
         suppressions,
-        clock,
+        Arc::clone(&clock),
         events,
     ));
     let _over = Over(Arc::clone(&supervisor));
     // Orphans come to us, so they stay our descendants: without that yama
     // would forbid to stop them. A kernel without it loses only those.
     let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
-    listen(&supervisor, listener).map_err(|e| own(&format!("cannot start a thread: {e}")))?;
 
+    // The program inherits the limits that it would have had. Threads come
+    // after it: their stacks and heaps may exceed those. A hello that comes
+    // meanwhile waits in the socket's queue.
+    limits.restore();
     let main = start(&file, options, &place.object(), &address)?;
     supervisor.roster().main = Some(main);
-    // Only now: the program inherits the limit that it would have had.
-    raise_descriptor_limit();
+    limits.raise();
+    clock
+        .run()
+        .and_then(|()| listen(&supervisor, listener))
+        .map_err(|e| own(&format!("cannot start a thread: {e}")))?;
 
     let mut wait = Wait {
         supervisor: &supervisor,
@@ -107,6 +129,7 @@ pub fn run(options: &RunOptions, progress: &mut dyn FnMut(&str)) -> Result<RunOu
         forward: None,
         waiting_since: None,
         told: HashSet::new(),
+        told_lasting: false,
         gave_up: false,
         orphans_since: None,
     };
@@ -138,6 +161,19 @@ fn own(text: &str) -> RunError {
         kind: RunErrorKind::Own,
         text: text.to_owned(),
     }
+}
+
+/// Without our own process in /proc nobody can be recognised.
+fn foreign_proc() -> Option<Notice> {
+    let shown = std::fs::read_link("/proc/self").ok();
+    let own = std::process::id().to_string();
+    (shown.as_deref() != Some(Path::new(&own))).then(|| Notice {
+        code: "foreign-proc",
+        message: "/proc is missing or belongs to another process namespace, so processes cannot \
+                  be recognised and nothing was recorded; mount it (`unshare --mount-proc`, \
+                  `mount -t proc proc /proc`)"
+            .to_owned(),
+    })
 }
 
 fn suppressions(options: &RunOptions) -> Result<Vec<Suppression>, RunError> {
@@ -221,20 +257,12 @@ fn start(file: &Path, options: &RunOptions, object: &Path, address: &str) -> Res
     }
 }
 
-/// Each process being recorded costs us a few descriptors for a moment.
-fn raise_descriptor_limit() {
-    let mut limit = getrlimit(Resource::Nofile);
-    limit.current = limit.maximum;
-    // Fewer descriptors mean fewer processes at a time, nothing worse.
-    let _ = setrlimit(Resource::Nofile, limit);
-}
-
 /// The main thread's wait for everybody.
 struct Wait<'a> {
     supervisor: &'a Arc<Supervisor>,
     main: u32,
     main_ended: Option<Ended>,
-    progress: &'a mut dyn FnMut(&str),
+    progress: &'a mut dyn FnMut(Word<'_>),
     /// The last request to end.
     asked: Option<Instant>,
     /// A signal to be sent on, and when.
@@ -243,6 +271,8 @@ struct Wait<'a> {
     waiting_since: Option<Instant>,
     /// Sets of processes whose waiting has been told.
     told: HashSet<Vec<u32>>,
+    /// The first word on waiting was said.
+    told_lasting: bool,
     /// The user would wait no longer.
     gave_up: bool,
     orphans_since: Option<Instant>,
@@ -379,27 +409,35 @@ impl Wait<'_> {
     fn tell(&mut self) {
         let mut roster = self.supervisor.roster();
         let mut lines = Vec::new();
+        let mut lasting = None;
         for (since, pid, told) in roster.checking.values_mut() {
             if !*told && since.elapsed() >= WORTH_A_WORD {
                 *told = true;
                 lines.push(format!("checking the memory of process {pid} for leaks"));
             }
         }
-        if self
-            .waiting_since
-            .is_some_and(|s| s.elapsed() >= WORTH_A_WORD)
-        {
+        if self.waiting_since.is_some_and(|s| s.elapsed() >= LASTING) {
             let mut pids: Vec<u32> = roster.open.values().map(|image| image.pid).collect();
             pids.sort_unstable();
             pids.dedup();
             if !pids.is_empty() && self.told.insert(pids.clone()) {
-                lines.push(waiting(&pids));
+                lasting = Some(waiting(&pids));
                 self.waiting_since = Some(Instant::now());
             }
         }
         drop(roster);
-        for line in lines {
-            (self.progress)(&line);
+        for text in &lines {
+            (self.progress)(Word {
+                text,
+                is_lasting: false,
+            });
+        }
+        if let Some(text) = lasting {
+            (self.progress)(Word {
+                text: &text,
+                // Once: who waits for many does not want a line for each.
+                is_lasting: !std::mem::replace(&mut self.told_lasting, true),
+            });
         }
     }
 }
@@ -483,9 +521,10 @@ fn outcome(
 /// Why nothing is known of the program itself, where that is so: a better
 /// sentence than how it ended.
 fn why_unrecorded(processes: &[ProcessReport]) -> Option<&str> {
-    const REASONS: [&str; 5] = [
+    const REASONS: [&str; 6] = [
         "own-allocator",
         "foreign-machine",
+        "foreign-proc",
         "not-recorded",
         "setuid-program",
         "static-executable",

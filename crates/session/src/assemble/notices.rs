@@ -14,14 +14,6 @@ pub(crate) fn recorder(reader: &Reader<'_>, table: &LiveTable) -> Vec<Notice> {
     let losses = &table.losses;
     let notes = reader.word(word::NOTES);
     let noted = |bit: u64| notes & bit != 0;
-    if noted(note::ALLOCATOR_BYPASS) {
-        say(
-            "own-allocator",
-            "the program brings its own malloc, which the recorder cannot get in front of: \
-             blocks of it were not recorded"
-                .to_owned(),
-        );
-    }
     if noted(note::LSAN_TURNED_OFF) {
         say(
             "lsan-turned-off",
@@ -101,8 +93,14 @@ pub(crate) fn recorder(reader: &Reader<'_>, table: &LiveTable) -> Vec<Notice> {
         say(
             "lost-children",
             format!(
-                "{} it forked could not be recorded",
-                counted(lost, "child process")
+                "{} {} it forked could not be recorded: no room for another segment, or no \
+                 connection",
+                count(lost),
+                if lost == 1 {
+                    "child process"
+                } else {
+                    "child processes"
+                }
             ),
         );
     }

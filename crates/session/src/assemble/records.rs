@@ -2,13 +2,17 @@
 
 use std::borrow::Cow;
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::OsStr;
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 
 use leakscope_analysis::records::{Classified, FreeSiteIndex, RawRecord, merge, stable_ids};
 use leakscope_analysis::suppressions::{Candidate, SuppressionSet, builtin, parse};
 use leakscope_model::{
     Addr, Frame, FreeSiteLine, KindTotals, Leak, LiveTable, LossKind, LossSummary, MappingLeak,
-    Notice, StackId, SuppressionUse, quantity,
+    ModuleId, Notice, StackId, SuppressionUse, quantity,
 };
 use leakscope_symbols::{Debuginfod, Options, Symbolizer};
 
@@ -114,17 +118,20 @@ impl<'a> Names<'a> {
 }
 
 fn symbol_options(options: &RunOptions, image: &Image, table: &LiveTable) -> Options {
-    use std::os::fd::AsRawFd;
-    use std::path::PathBuf;
     let wanted = &options.symbols;
     // Through our own descriptors, these paths stay good after its death.
     let own = |file: &std::fs::File| PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
     let exe = image.exe.as_bytes();
-    let alternatives = (0..)
-        .zip(&table.modules)
-        .filter(|(_, module)| module.path == exe)
-        .filter_map(|(id, _)| Some((leakscope_model::ModuleId(id), own(image.exe_file.as_ref()?))))
-        .collect();
+    let mut alternatives = HashMap::new();
+    for (id, module) in (0..).zip(&table.modules) {
+        let path = match &image.exe_file {
+            Some(file) if module.path == exe => own(file),
+            // A child of a program that changed its root was mapped before.
+            _ if image.root.is_some() => PathBuf::from(OsStr::from_bytes(&module.path)),
+            _ => continue,
+        };
+        alternatives.insert(ModuleId(id), path);
+    }
     Options {
         enabled: !wanted.no_symbols,
         debug_dirs: wanted.debug_dirs.clone(),
