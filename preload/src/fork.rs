@@ -208,7 +208,7 @@ fn copy(old: &Segment<'_>, new: &Segment<'_>) {
     );
     words(old, new, Area::Shards, usize::MAX);
     words(old, new, Area::Heap, count(word::HEAP_NEXT) / 8);
-    sparse(old, new, Area::Fds);
+    // Not the descriptors: what the child inherits, others opened.
     sparse(old, new, Area::Big);
     sparse(old, new, Area::Roots);
     const _: () = assert!(error::WORDS == 8);

@@ -9,6 +9,8 @@ use crate::x86_64::{self, Saved};
 use crate::{arena, ask, descriptors, exec, mappings, modules, quiet, real};
 use leakscope_wire::entry::{FAMILY_MALLOC, FAMILY_MASK, FAMILY_NEW, FAMILY_NEW_ARRAY};
 
+/// exit_group(2), for programs that call it by number.
+const SYS_EXIT_GROUP: u64 = 231;
 const MALLOC: u8 = FAMILY_MALLOC as u8;
 const NEW: u32 = FAMILY_NEW;
 const NEW_ARRAY: u32 = FAMILY_NEW_ARRAY;
@@ -525,6 +527,7 @@ pub extern "C" fn before(
         real::EXECVE..=real::EXECLE => exec::about_to(index, saved, place),
         real::POSIX_SPAWN | real::POSIX_SPAWNP => exec::spawning(saved),
         real::PRCTL => quiet::prctl(saved.args[0], saved.args[1]),
+        real::SYSCALL if saved.args[0] == SYS_EXIT_GROUP => ask::at_fast_exit(saved, place),
         real::SYSCALL => quiet::syscall(saved.args),
         _ => {}
     }

@@ -4,7 +4,7 @@ use super::RawRecord;
 use super::stack_key::{LONGEST_PREFIX, StackKey, StackKeys};
 use leakscope_model::{FreeSite, Lifetime, LiveTable, StackId};
 use std::cmp::Reverse;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// How many free sites are named.
 const SHOWN: usize = 3;
@@ -41,6 +41,9 @@ pub struct FreeSiteIndex<'a> {
     /// Indexes into `free_sites`, per attempt: a short stack has the same key
     /// at several lengths, so the length belongs to the key.
     by_key: HashMap<(Option<usize>, StackKey), Vec<usize>>,
+    /// Answers by key: thousands of records may share a short prefix, each
+    /// with thousands of free sites.
+    answers: HashMap<(Option<usize>, StackKey), FreeSites>,
 }
 
 impl<'a> FreeSiteIndex<'a> {
@@ -62,6 +65,7 @@ impl<'a> FreeSiteIndex<'a> {
             table,
             keys,
             by_key,
+            answers: HashMap::new(),
         }
     }
 
@@ -71,17 +75,18 @@ impl<'a> FreeSiteIndex<'a> {
     /// other callers say nothing.
     pub fn of(&mut self, record: &RawRecord) -> FreeSites {
         for frames in ATTEMPTS {
-            let mut sites: Vec<usize> = Vec::new();
+            let mut seen: HashSet<StackKey> = HashSet::new();
+            let mut keys: Vec<StackKey> = Vec::new();
             for &stack in &record.stacks {
                 if self.table.stacks.frames(stack).next().is_none() {
                     continue;
                 }
-                let key = (frames, self.keys.key(stack, frames));
-                sites.extend(self.by_key.get(&key).into_iter().flatten());
+                let key = self.keys.key(stack, frames);
+                if seen.insert(key) {
+                    keys.push(key);
+                }
             }
-            sites.sort_unstable();
-            sites.dedup();
-            let found = self.summarise(&sites, frames);
+            let found = self.answer(&keys, frames);
             let biggest = found.top.first().map_or(0, |(_, count)| *count);
             let telling = frames != Some(1) || biggest.saturating_mul(2) > found.samples;
             if found.samples > 0 && telling {
@@ -89,6 +94,26 @@ impl<'a> FreeSiteIndex<'a> {
             }
         }
         FreeSites::default()
+    }
+
+    fn answer(&mut self, keys: &[StackKey], frames: Option<usize>) -> FreeSites {
+        let [key] = keys else {
+            let mut sites: Vec<usize> = Vec::new();
+            for key in keys {
+                sites.extend(self.by_key.get(&(frames, *key)).into_iter().flatten());
+            }
+            sites.sort_unstable();
+            sites.dedup();
+            return self.summarise(&sites, frames);
+        };
+        let key = (frames, *key);
+        if let Some(known) = self.answers.get(&key) {
+            return known.clone();
+        }
+        let sites = self.by_key.get(&key).cloned().unwrap_or_default();
+        let found = self.summarise(&sites, frames);
+        self.answers.insert(key, found.clone());
+        found
     }
 
     fn summarise(&mut self, sites: &[usize], frames: Option<usize>) -> FreeSites {
