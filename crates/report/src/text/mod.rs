@@ -82,6 +82,9 @@ fn section(
 ) -> io::Result<()> {
     process::header(page, process, several)?;
     page.blank()?;
+    if process::is_unrecorded(process) {
+        return process::notices(page, process);
+    }
     process::summary(page, process)?;
     leaks::records(page, process, options)?;
     leaks::mappings(page, process, options)?;

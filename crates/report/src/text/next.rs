@@ -4,6 +4,7 @@ use leakscope_model::{
     ErrorCode, ErrorRecord, Frame, Leak, LossKind, MappingLeak, ProcessReport, Report, quantity,
 };
 
+use super::process::is_unrecorded;
 use super::{errors, leaks, stack};
 use crate::options::total_bytes;
 use crate::{Options, escape, selected};
@@ -50,8 +51,15 @@ pub(super) fn advice(report: &Report, options: &Options) -> String {
             process.pid
         );
     }
-    if let Some(process) = processes().find(|p| !p.coverage.reachability) {
+    let unjudged = || processes().filter(|p| !p.coverage.reachability);
+    if let Some(process) = unjudged().find(|p| !is_unrecorded(p)) {
         return not_judged(process, options);
+    }
+    if let Some(process) = unjudged().next() {
+        return format!(
+            "nothing was recorded in process {}; its note says why and what would help",
+            process.pid
+        );
     }
     if errors().next().is_some() && !options.fds {
         return "re-run with --fds to see where the descriptors were opened".to_owned();

@@ -30,6 +30,22 @@ pub(super) fn header(
     page.paragraph(0, 2, &format!("{name} {}{child}, {end}", command(process)))
 }
 
+/// True for a process in which nothing was recorded, and a notice says why:
+/// its numbers would all be zero and mean nothing.
+pub(super) fn is_unrecorded(process: &ProcessReport) -> bool {
+    const REASONS: [&str; 6] = [
+        "foreign-machine",
+        "foreign-proc",
+        "not-recorded",
+        "own-allocator",
+        "setuid-program",
+        "static-executable",
+    ];
+    process.heap.allocations == 0
+        && !process.coverage.reachability
+        && process.notices.iter().any(|n| REASONS.contains(&n.code))
+}
+
 /// The command line as one would type it, escaped and bounded.
 fn command(process: &ProcessReport) -> String {
     let mut words = Vec::new();
