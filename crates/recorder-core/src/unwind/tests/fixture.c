@@ -322,3 +322,38 @@ NOINLINE int rbp_varies(unsigned long pattern, int rounds, event_fn event) {
     }
     return 1;
 }
+
+// Two frames that need rbp; the inner one lies 128 bytes deeper when `deep`, at
+// which its caller is left from another place, while the frames inside it lie
+// where they always do. What the other call left on the stack is still there.
+__asm__(".text\n"
+        // rdi: deep, rsi: event
+        "moves:\n.cfi_startproc\n"
+        "push %rbp\n.cfi_adjust_cfa_offset 8\n.cfi_rel_offset %rbp, 0\n"
+        "mov %rsp, %rbp\n.cfi_def_cfa_register %rbp\n"
+        "test %rdi, %rdi\n"
+        "jz 1f\n"
+        "sub $128, %rsp\n"
+        "mov $256, %eax\n"
+        "call moved\n"
+        "jmp 2f\n"
+        "1:\n"
+        "mov $384, %eax\n"
+        "call moved\n"
+        "2:\n"
+        "leave\n.cfi_def_cfa %rsp, 8\n.cfi_restore %rbp\n"
+        "ret\n.cfi_endproc\n"
+        "moved:\n.cfi_startproc\n"
+        "push %rbp\n.cfi_adjust_cfa_offset 8\n.cfi_rel_offset %rbp, 0\n"
+        "mov %rsp, %rbp\n.cfi_def_cfa_register %rbp\n"
+        "sub %rax, %rsp\n"
+        "call passes_2\n"
+        "leave\n.cfi_def_cfa %rsp, 8\n.cfi_restore %rbp\n"
+        "ret\n.cfi_endproc\n");
+void moves(unsigned long, event_fn);
+
+NOINLINE int rbp_moves(unsigned long pattern, int rounds, event_fn event) {
+    for (int i = 0; i < rounds; i++)
+        moves(pattern >> i & 1, event);
+    return 1;
+}

@@ -62,6 +62,11 @@ fn rbp_that_matters_again_is_not_taken_from_the_past() {
     });
     let seen = target.seen.get();
     assert_eq!((seen.events, seen.whole), (3 * 17, seen.events));
+    let target = run(400, || {
+        call!("rbp_moves", 0b110_0101, 7, event());
+    });
+    let seen = target.seen.get();
+    assert_eq!((seen.events, seen.whole), (7, seen.events));
 }
 
 #[test]
