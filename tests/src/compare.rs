@@ -133,9 +133,6 @@ fn differences(fixture: &Fixture, native: &Done, recorded: &Recorded) -> Vec<Str
     if let Some(section) = sections.first() {
         section_details(fixture, section, &mut wrong);
     }
-    if let (Some(count), Some(section)) = (number(fixture.get("expect-fds 1")), sections.get(1)) {
-        compare_fds(section, count, &mut wrong);
-    }
     if let Some(word) = fixture.get("expect-notice") {
         let named = |notice: &Value| {
             let says = |key: &str| notice[key].as_str().is_some_and(|t| t.contains(word));

@@ -56,7 +56,7 @@ pub struct Fixture {
 }
 
 /// Keys that take one value and are looked up by name.
-const PLAIN: [&str; 19] = [
+const PLAIN: [&str; 18] = [
     "expect-exit",
     "expect-stdout",
     "expect-stack",
@@ -64,7 +64,6 @@ const PLAIN: [&str; 19] = [
     "expect-cut",
     "expect-errors",
     "expect-fds",
-    "expect-fds 1",
     "expect-fd-stack",
     "expect-mappings",
     "expect-processes",
