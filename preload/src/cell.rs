@@ -59,8 +59,9 @@ pub struct Fields {
     pub pending: [Waiting; PENDING],
     /// The thread's own stack.
     pub stacks: Stacks,
-    /// The last stack.
-    pub stack: StackCache,
+    /// The last stacks, by call site: sites that take turns, as an insertion
+    /// into a map does, each find their own unchanged.
+    pub last_stacks: [StackCache; SITES],
 }
 
 /// A thread's cell. All zero is a valid, dead cell.
@@ -74,6 +75,10 @@ pub struct Cell {
     fields: UnsafeCell<Fields>,
 }
 
+/// log2 of the stacks that a thread keeps.
+pub const LOG2_SITES: u32 = 3;
+const SITES: usize = 1 << LOG2_SITES;
+
 /// Value of the thread word after the thread's destructors ran.
 pub const ENDED: usize = 1;
 
@@ -81,7 +86,7 @@ pub const ENDED: usize = 1;
 const CANARY: u32 = 0x6c65_616b;
 /// The canary's page.
 const HEAD_BYTES: usize = 4096;
-const MAX_CELLS: usize = 4096;
+const MAX_CELLS: usize = 2048;
 const CELL_BYTES: usize = (core::mem::size_of::<Cell>() + 4095) & !4095;
 
 static BASE: AtomicUsize = AtomicUsize::new(0);
@@ -173,9 +178,7 @@ pub fn adopt(slot: u16, lot: u32) -> Option<&'static Cell> {
             f.sample_left = 0;
             f.pending_len = 0;
             f.stacks = Stacks::NONE;
-            // SAFETY: all zero bytes are an empty cache, and its header is
-            // longer than this.
-            unsafe { core::ptr::write_bytes((&raw mut f.stack).cast::<u8>(), 0, 56) };
+            forget_stacks(&mut f.last_stacks);
             cell.busy.store(0, Relaxed);
             cell.live.store(1, Release);
             x86_64::set_thread_word(at);
@@ -183,6 +186,17 @@ pub fn adopt(slot: u16, lot: u32) -> Option<&'static Cell> {
         }
     }
     None
+}
+
+/// Empties the stacks.
+fn forget_stacks(stacks: &mut [StackCache; SITES]) {
+    /// Shorter than the header of a cache.
+    const HEADER: usize = 56;
+    for stack in stacks {
+        // SAFETY: all zero bytes are an empty cache, and a zero header is
+        // enough: it says that nothing is kept.
+        unsafe { core::ptr::write_bytes((&raw mut *stack).cast::<u8>(), 0, HEADER) };
+    }
 }
 
 impl Cell {
@@ -221,10 +235,10 @@ impl Cell {
         if now < entered || !stacks.owns(now) || !stacks.owns(entered) {
             return false;
         }
-        // SAFETY: as above; all zero bytes are an empty cache.
+        // SAFETY: as above.
         unsafe {
             let f = self.fields.get();
-            core::ptr::write_bytes((&raw mut (*f).stack).cast::<u8>(), 0, 56);
+            forget_stacks(&mut (*f).last_stacks);
             (*f).just_freed = 0;
             (*f).last_alloc = 0;
         }

@@ -526,7 +526,7 @@ pub extern "C" fn before(
         real::EXIT_NOW | real::EXIT_NOW_C => ask::at_fast_exit(saved, place),
         real::EXECVE..=real::EXECLE => exec::about_to(index, saved, place),
         real::POSIX_SPAWN | real::POSIX_SPAWNP => exec::spawning(saved),
-        real::PRCTL => quiet::prctl(saved.args[0], saved.args[1]),
+        real::PRCTL => quiet::prctl(saved.args[0]),
         real::SYSCALL if saved.args[0] == SYS_EXIT_GROUP => ask::at_fast_exit(saved, place),
         real::SYSCALL => quiet::syscall(saved.args),
         _ => {}

@@ -1,12 +1,12 @@
 //! The recorder of this process: the segment, and what happens on each
 //! event.
 
-use crate::cell::{self, Cell, Inside, Waiting};
+use crate::cell::{self, Cell, Inside, LOG2_SITES, Waiting};
 use crate::{modules, real, stacks, sys, weak, x86_64};
 use core::cell::UnsafeCell;
 use core::mem::MaybeUninit;
 use core::sync::atomic::{
-    AtomicU32, AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release,
+    AtomicU8, AtomicU32, AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release,
 };
 use leakscope_recorder_core::counters::Slot;
 use leakscope_recorder_core::freed::{self, Past};
@@ -51,13 +51,9 @@ unsafe impl Sync for Global {}
 
 static RECORDER: Global = Global(UnsafeCell::new(MaybeUninit::uninit()));
 
-/// Set when the program has filtered its system calls: from then on none is
-/// made but futex, and after [`STRICT`] not even that.
+/// 1 when the program has filtered its system calls: from then on none is
+/// made.
 pub static QUIET: AtomicU32 = AtomicU32::new(0);
-/// [`QUIET`] after a seccomp filter was installed.
-pub const FILTERED: u32 = 1;
-/// [`QUIET`] in seccomp's strict mode.
-pub const STRICT: u32 = 2;
 
 /// Addresses of this process that a fork is copying: others wait longer.
 pub static FORKING: AtomicU32 = AtomicU32::new(0);
@@ -109,9 +105,15 @@ pub fn turn_off() {
 /// Starts to record.
 pub fn start(segment: Segment<'static>, cache: &'static [AtomicU64]) {
     let heap = Heap::new(segment, give_way, punch);
+    let mut table = Table::new(segment, heap, give_way);
+    let single = weak::single_threaded();
+    if single != 0 {
+        // SAFETY: glibc's variable of this name is a char that stays.
+        table = table.alone_while(unsafe { AtomicU8::from_ptr(single as *mut u8) });
+    }
     let recorder = Recorder {
         segment,
-        table: Table::new(segment, heap, give_way),
+        table,
         rows: cache,
         config: segment.word(word::CONFIG).load(Relaxed),
         max_depth: segment.word(word::MAX_DEPTH).load(Relaxed) as u32,
@@ -271,7 +273,18 @@ impl Recorder {
         let rows = RowCache::new(self.rows, modules::rows_epoch());
         let fields = inside.fields();
         let bounds = stacks::bounds(fields, place.sp as u64);
-        let captured = fields.stack.capture(&place.context(), bounds, &host, &rows);
+        let context = place.context();
+        let site = (context.ip ^ context.sp << 20).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+            >> (64 - LOG2_SITES);
+        let Some(last) = fields.last_stacks.get_mut(site as usize) else {
+            return Captured {
+                stack: 0,
+                boundary: 0,
+                cut: true,
+                deep: false,
+            };
+        };
+        let captured = last.capture(&context, bounds, &host, &rows);
         if captured.cut {
             self.count(word::CUT_STACKS);
         }

@@ -153,7 +153,8 @@ pub fn futex_wait(word: &core::sync::atomic::AtomicU32, expected: u32, ms: u64) 
 }
 
 pub fn futex_wake(word: &core::sync::atomic::AtomicU32) {
-    if quiet::strict() {
+    // The supervisor looks by itself every few milliseconds.
+    if quiet::on() {
         return;
     }
     let word: *const _ = word;
