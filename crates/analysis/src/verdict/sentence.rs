@@ -118,8 +118,20 @@ pub(super) fn clean(facts: &Facts, processes: u64) -> String {
             );
         }
     }
+    // Each byte is sampled with the same chance, so a leak of n times the
+    // mean gap is missed with probability e^-n: 1 % for 4.6.
+    let missed = facts.sampled_every.map_or(String::new(), |every| {
+        let limit = bytes((every as f64 * 4.6) as u64);
+        format!(", but a leak of less than about {limit} may have been missed")
+    });
     if facts.live.blocks == 0 {
-        return format!("Clean: no block{of} is live at the end; nothing is lost ({coverage}).");
+        let block = match facts.sampled_every {
+            None => "no block",
+            Some(_) => "no sampled block",
+        };
+        return format!(
+            "Clean: {block}{of} is live at the end; nothing is lost{missed} ({coverage})."
+        );
     }
     let blocks = match (facts.live.blocks, facts.sampled_every) {
         (1, None) => format!("the only live block{of} is still reachable"),
@@ -134,7 +146,7 @@ pub(super) fn clean(facts: &Facts, processes: u64) -> String {
         (_, 0) => " or suppressed; nothing else is lost",
         _ => ", suppressed, or lost only through suppressed ones; nothing else is lost",
     };
-    format!("Clean: {blocks}{rest} ({coverage}).")
+    format!("Clean: {blocks}{rest}{missed} ({coverage}).")
 }
 
 fn amount(totals: KindTotals, noun: &str, sampled: bool) -> String {
