@@ -1,5 +1,6 @@
 //! Checks of the workspace that no compiler makes, each also a test:
-//! `cargo xtask layers | object | sizes | unsafe | all`.
+//! `cargo xtask layers | object | sizes | unsafe | all`; and a short name for
+//! the benchmarks, `cargo xtask bench [OPTIONS]`.
 //!
 //! What it never does: change anything, but for `object --bless`, which
 //! writes the lists that a changed preload object is then compared with.
@@ -12,7 +13,7 @@ mod source;
 mod unsafe_files;
 
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 /// What is wrong, one line each; empty when all is well.
 type Findings = Result<Vec<String>, String>;
@@ -38,12 +39,15 @@ fn main() -> ExitCode {
                 Err(e) => complain(&e),
             };
         }
+        ["bench", ..] => return bench(&arguments[1..]),
         ["all"] => CHECKS.to_vec(),
         [name] => CHECKS.into_iter().filter(|(n, _)| *n == name).collect(),
         _ => Vec::new(),
     };
     if chosen.is_empty() {
-        return complain("usage: cargo xtask layers | object [--bless] | sizes | unsafe | all");
+        return complain(
+            "usage: cargo xtask layers | object [--bless] | sizes | unsafe | all | bench [OPTIONS]",
+        );
     }
     let mut good = true;
     for (name, check) in chosen {
@@ -63,6 +67,29 @@ fn main() -> ExitCode {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
+    }
+}
+
+/// Builds leakscope and the harness in release mode and runs the harness.
+fn bench(options: &[String]) -> ExitCode {
+    let cargo = || {
+        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        cargo.current_dir(root());
+        cargo
+    };
+    let built = cargo()
+        .args(["build", "--release", "--package", "leakscope-cli"])
+        .status();
+    if !built.is_ok_and(|status| status.success()) {
+        return complain("failed to build leakscope");
+    }
+    let ran = cargo()
+        .args(["run", "--release", "--package", "leakscope-bench", "--"])
+        .args(options)
+        .status();
+    match ran {
+        Ok(status) if status.success() => ExitCode::SUCCESS,
+        _ => ExitCode::FAILURE,
     }
 }
 
