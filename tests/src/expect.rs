@@ -215,8 +215,8 @@ mod tests {
     fn every_fixture_header_is_read() {
         let all = Fixture::all().unwrap();
         assert!(all.len() > 100);
-        let exec = all.iter().find(|f| f.name == "end_exec").unwrap();
-        assert_eq!(exec.sections.len(), 2);
-        assert_eq!(exec.get("expect-exit"), Some("29"));
+        let fork = all.iter().find(|f| f.name == "end_fork").unwrap();
+        assert_eq!(fork.sections.len(), 2);
+        assert_eq!(fork.get("expect-processes"), Some("2"));
     }
 }
