@@ -234,8 +234,13 @@ fn a_hit_is_never_of_two_writes() {
             });
         }
         let rows = RowCache::new(&entries, 1);
-        let mut hits = 0;
-        for turn in 0..rounds {
+        let (mut hits, mut turn) = (0, 0);
+        // On a busy machine the writers may begin only after many rounds.
+        while turn < rounds || (hits == 0 && !cfg!(miri)) {
+            turn += 1;
+            if turn % 4093 == 0 {
+                std::thread::yield_now();
+            }
             let pc = turn % 17;
             if let Some(hit) = rows.get(0x7f00_0000_0000 + pc) {
                 assert_eq!(hit, (module(pc), row(pc)));
@@ -243,7 +248,6 @@ fn a_hit_is_never_of_two_writes() {
             }
         }
         done.store(true, Ordering::Relaxed);
-        assert!(hits > 0 || cfg!(miri));
     });
 }
 
