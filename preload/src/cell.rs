@@ -113,8 +113,10 @@ fn set_canary() {
 
 /// Reserves address space for the cells; fewer when that is short.
 pub fn reserve() -> Option<(u64, u64)> {
-    let mut count = MAX_CELLS;
-    while count >= 16 {
+    // Under a limit, most of it stays the program's.
+    let most = sys::address_space_limit() / 16 / CELL_BYTES as u64;
+    let mut count = usize::try_from(most).map_or(MAX_CELLS, |most| most.clamp(2, MAX_CELLS));
+    while count > 0 {
         let bytes = HEAD_BYTES + count * CELL_BYTES;
         if let Some(base) = sys::map_private(bytes) {
             if !sys::advise(base, bytes, sys::MADV_WIPEONFORK) {
