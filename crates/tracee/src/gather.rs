@@ -17,6 +17,7 @@
 //! the kernel still delivers the signal that a thread was stopped with.
 
 use crate::error::StopError;
+use crate::memory::PATIENCE_WITH_EXEC;
 use crate::refusal::{Refusal, RefusalCause};
 use crate::restart;
 use crate::sys::ptrace::{self, EVENT_CLONE, EVENT_STOP, Registers};
@@ -205,6 +206,8 @@ impl Gathering {
                 PATIENCE_WITH_OURSELVES
             } else if tracer == 0 && self.is_permitted(tid) {
                 PATIENCE_WHEN_BUSY
+            } else if tracer == 0 && !ptrace::is_filtered() {
+                PATIENCE_WITH_EXEC
             } else {
                 Duration::ZERO
             };

@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 /// Reads at least this long go through `process_vm_readv`, which copies
 /// once; shorter ones through the file, which checks the identity as well.
@@ -35,12 +36,30 @@ pub struct LiveMemory {
     bulk: AtomicBool,
 }
 
+/// How long a refusal may be a passing one: a process that starts another
+/// program belongs to nobody while its credentials and memory are replaced.
+pub(crate) const PATIENCE_WITH_EXEC: Duration = Duration::from_millis(100);
+/// Between two tries.
+const PAUSE_BETWEEN_TRIES: Duration = Duration::from_millis(1);
+
 impl LiveMemory {
     /// Opens the memory of `pid` and takes its map.
     ///
     /// # Errors
     /// Gone (also: ended, but not yet waited for), NotPermitted, Io.
     pub fn open(pid: u32) -> Result<LiveMemory, OpenError> {
+        let asked = Instant::now();
+        loop {
+            match LiveMemory::open_once(pid) {
+                Err(OpenError::NotPermitted(_)) if asked.elapsed() < PATIENCE_WITH_EXEC => {
+                    std::thread::sleep(PAUSE_BETWEEN_TRIES);
+                }
+                done => return done,
+            }
+        }
+    }
+
+    fn open_once(pid: u32) -> Result<LiveMemory, OpenError> {
         let process = ProcRoot::default().process(pid);
         let failed = |error| OpenError::from_proc(pid, error);
         let stat = process.stat().map_err(failed)?;
