@@ -39,8 +39,6 @@ pub struct Fields {
     pub rounds: u8,
     /// Depth of `__lsan_disable`.
     pub lsan_off: u32,
-    /// Inside our hook of fork, which knows whether there is a child.
-    pub in_fork: bool,
     /// Address whose release was recorded by operator delete already.
     pub just_freed: u64,
     /// Address and family of the latest allocation.
@@ -172,7 +170,6 @@ pub fn adopt(slot: u16, lot: u32) -> Option<&'static Cell> {
             f.slot = slot;
             f.rounds = 0;
             f.lsan_off = 0;
-            f.in_fork = false;
             f.just_freed = 0;
             f.last_alloc = 0;
             f.last_size = 0;

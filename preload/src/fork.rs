@@ -3,8 +3,7 @@
 
 use crate::cell;
 use crate::init;
-use crate::real;
-use crate::recorder::{self, Access, FORKING, Recorder};
+use crate::recorder::{self, FORKING, Recorder};
 use crate::{sys, weak};
 use core::ffi::{c_int, c_void};
 use core::sync::atomic::{
@@ -18,6 +17,14 @@ use leakscope_wire::layout::{Area, config, error, mapping, module, word};
 /// Value of the parent's FORKED word while a child copies; then its turn.
 static LOCKED: AtomicU32 = AtomicU32::new(0);
 
+/// Values of the parent's FORK_DONE word: no child seen yet, it copies, it is
+/// done.
+const WAITING: u32 = 0;
+const BEGUN: u32 = 2;
+const DONE: u32 = 1;
+
+/// Turns of 10 ms that a parent waits for its child to begin.
+const PATIENCE_TO_BEGIN: u32 = 100;
 /// Turns of 10 ms that a parent waits for its child's copy.
 const PATIENCE: u32 = 1000;
 
@@ -40,7 +47,10 @@ extern "C" fn prepare() {
         return;
     };
     FORKING.fetch_add(1, Acquire);
-    recorder.segment.futex(word::FORK_DONE).store(0, Relaxed);
+    recorder
+        .segment
+        .futex(word::FORK_DONE)
+        .store(WAITING, Relaxed);
     let all = recorder.table.lock_all()
         && lock::acquire(recorder.segment.word(word::TABLES_LOCK), recorder::give_way)
             .map(core::mem::forget)
@@ -49,58 +59,27 @@ extern "C" fn prepare() {
 }
 
 extern "C" fn parent() {
-    if let Some(recorder) = following()
-        && !in_hook(None)
-    {
-        finish(recorder, true);
-    }
-}
-
-fn following() -> Option<&'static Recorder> {
-    recorder::get().filter(|r| r.config & config::FOLLOW != 0)
-}
-
-/// Reads, and sets, the thread's mark that it is inside our fork hook.
-fn in_hook(set: Option<bool>) -> bool {
-    let Access::Inside(recorder, mut inside) =
-        recorder::access(crate::x86_64::stack_pointer() as usize)
-    else {
-        return false;
+    let Some(recorder) = following() else {
+        return;
     };
-    let f = inside.fields();
-    let before = f.in_fork;
-    f.in_fork = set.unwrap_or(before);
-    recorder.leave(inside);
-    before
-}
-
-/// The parent goes on: after the child's copy, if there may be a child.
-fn finish(recorder: &Recorder, child: bool) {
+    // Handlers of the program run after this one and may allocate, so the
+    // tables must be free before it returns. It is not told whether the fork
+    // failed: a child that has not begun after a while is taken for none.
     let done = recorder.segment.futex(word::FORK_DONE);
-    let mut turns = 0;
-    while child && done.load(Acquire) == 0 && turns < PATIENCE {
-        sys::futex_wait(done, 0, 10);
-        turns += 1;
+    for turn in 0..PATIENCE {
+        match done.load(Acquire) {
+            WAITING if turn >= PATIENCE_TO_BEGIN => break,
+            WAITING => sys::futex_wait(done, WAITING, 10),
+            BEGUN => sys::futex_wait(done, BEGUN, 10),
+            _ => break,
+        }
     }
     unlock(recorder);
     FORKING.fetch_sub(1, Release);
 }
 
-/// fork(2): as the handlers, but a fork that failed is not waited for.
-pub extern "C" fn fork_body(_: usize, _: usize, _: usize, _: usize, _: usize, _: usize) -> isize {
-    let f = real::by_index(real::FORK);
-    let Some(recorder) = following() else {
-        // SAFETY: fork's C signature.
-        return unsafe { core::mem::transmute::<usize, extern "C" fn() -> i32>(f)() } as isize;
-    };
-    in_hook(Some(true));
-    // SAFETY: as above.
-    let pid = unsafe { core::mem::transmute::<usize, extern "C" fn() -> i32>(f)() };
-    // In the child, `child` has made everything anew.
-    if pid != 0 && in_hook(Some(false)) && FORKING.load(Relaxed) != 0 {
-        finish(recorder, pid > 0);
-    }
-    pid as isize
+fn following() -> Option<&'static Recorder> {
+    recorder::get().filter(|r| r.config & config::FOLLOW != 0)
 }
 
 fn unlock(recorder: &Recorder) {
@@ -119,6 +98,7 @@ extern "C" fn child() {
         recorder::turn_off();
         return;
     }
+    old.futex(word::FORK_DONE).store(BEGUN, Release);
     let copied = LOCKED.load(Relaxed) != 0 && move_in(recorder).is_some();
     if copied {
         return;
@@ -130,7 +110,7 @@ extern "C" fn child() {
 
 fn tell_parent(old: &Segment<'_>) {
     let done = old.futex(word::FORK_DONE);
-    done.store(1, Release);
+    done.store(DONE, Release);
     sys::futex_wake(done);
 }
 

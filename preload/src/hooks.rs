@@ -362,7 +362,6 @@ x86_64::plain! {
     memalign => memalign_body;
     valloc => valloc_body;
     pvalloc => pvalloc_body;
-    fork => crate::fork::fork_body;
 }
 
 /// After the original operator new: records the block unless its malloc

@@ -84,7 +84,6 @@ functions! {
     POSIX_SPAWNP = c"posix_spawnp";
     PRCTL = c"prctl";
     SYSCALL = c"syscall";
-    FORK = c"fork";
     SIGACTION = c"sigaction";
     SIGNAL = c"signal";
 }
