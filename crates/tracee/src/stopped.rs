@@ -36,6 +36,11 @@ pub fn stop(pid: u32) -> Result<Stopped, StopError> {
     };
     loop {
         match picture.recv_timeout(LOOK) {
+            // All ended or were left alone: nothing stands still, so there is
+            // nothing to look at. The tracer lets go when it is dropped.
+            Ok(Ok(picture)) if picture.threads.is_empty() => {
+                return Err(StopError::TimedOut(pid));
+            }
             Ok(Ok(picture)) => return Ok(Stopped { picture, tracer }),
             Ok(Err(error)) => return Err(error),
             Err(RecvTimeoutError::Timeout) => take_ended_threads(pid),
