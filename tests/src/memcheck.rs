@@ -23,7 +23,7 @@ pub const KINDS: [(&str, &str); 4] = [
 pub type Record = (u64, u64);
 
 /// Runs the command under memcheck; one summary for each process that it
-/// wrote about, in order of process id.
+/// wrote about, in order of their start.
 ///
 /// # Errors
 /// When valgrind cannot be run.
@@ -55,7 +55,7 @@ fn run(argv: &[&Path], stdin: &[u8], how: &[&str], log: &str) -> Result<Vec<Stri
     let input = folder.path().join("stdin");
     std::fs::write(&input, stdin).map_err(|e| format!("write {input:?}: {e}"))?;
     let input = std::fs::File::open(&input).map_err(|e| format!("open the input: {e}"))?;
-    let output = Command::new("valgrind")
+    let valgrind = Command::new("valgrind")
         .args(["--quiet", "--leak-check=full", "--show-leak-kinds=all"])
         // Frees at the end hide what leakscope shows; the stack's jumps of
         // some programs are large on purpose.
@@ -66,10 +66,15 @@ fn run(argv: &[&Path], stdin: &[u8], how: &[&str], log: &str) -> Result<Vec<Stri
         .args(argv)
         .current_dir(folder.path())
         .stdin(input)
+        .stdout(Stdio::piped())
         .stderr(Stdio::null())
-        .output();
+        .spawn()
+        .map_err(|e| format!("run valgrind: {e}"))?;
+    // It becomes the program by exec.
+    let first = valgrind.id();
     // Reading to the end of stdout waits also for children that outlive
     // their parent.
+    let output = valgrind.wait_with_output();
     output.map_err(|e| format!("run valgrind: {e}"))?;
     let mut logs = Vec::new();
     let entries = std::fs::read_dir(folder.path()).map_err(|e| format!("read the logs: {e}"))?;
@@ -80,11 +85,20 @@ fn run(argv: &[&Path], stdin: &[u8], how: &[&str], log: &str) -> Result<Vec<Stri
             .and_then(|p| p.parse::<u32>().ok())
         {
             let text = std::fs::read(entry.path()).map_err(|e| format!("read {name}: {e}"))?;
-            logs.push((pid, String::from_utf8_lossy(&text).into_owned()));
+            logs.push((
+                since(first, pid),
+                String::from_utf8_lossy(&text).into_owned(),
+            ));
         }
     }
     logs.sort_unstable();
     Ok(logs.into_iter().map(|(_, text)| text).collect())
+}
+
+/// Sorts process ids by their start: the kernel hands them out upwards and
+/// begins again at the bottom when it has reached `pid_max`.
+fn since(first: u32, pid: u32) -> u32 {
+    pid.wrapping_sub(first)
 }
 
 fn summary(log: &str) -> Summary {
@@ -116,6 +130,13 @@ fn tag(text: &str, name: &str) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn processes_are_in_order_when_the_ids_begin_again() {
+        let mut pids = [301, 32_760, 32_767, 300];
+        pids.sort_unstable_by_key(|pid| since(32_760, *pid));
+        assert_eq!(pids, [32_760, 32_767, 300, 301]);
+    }
 
     #[test]
     fn the_summary_is_read() {
