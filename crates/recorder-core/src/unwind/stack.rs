@@ -10,7 +10,8 @@
 //! A state follows from the state of the frame inside it and the words of stack
 //! read on the way, nothing else. So a kept frame may be reused exactly if its
 //! (ip, sp, bp) is met again and every slot outer to it still holds its value;
-//! without bp where no outer state is computed from it ([`BpUse`]).
+//! without bp, and the slot it was read from, where no outer state is computed
+//! from it ([`BpUse`]): compiled code keeps ordinary values there.
 //! That needs no knowledge of what happened in between: `longjmp`, switched
 //! stacks and signals all come out as changed slots. Frames inner to the
 //! present one are left in place for the same reason: they may come back.
@@ -67,9 +68,10 @@ struct Frame {
     /// Module and ip, as in a stack node.
     node: u64,
     sp: u64,
+    /// Where nothing outer is computed from it: where it was read, or 0.
     bp: u64,
     id: u32,
-    /// Index of its first slot.
+    /// Index of its first slot, and [`BP_SLOT`].
     slots: u16,
     /// `OWN_…` of the row, and a [`BpUse`] in the bits from [`BP_USE`] on.
     own: u8,
@@ -78,6 +80,9 @@ struct Frame {
 
 /// First bit of a frame's [`BpUse`].
 const BP_USE: u32 = 6;
+
+/// The last slot of the frame is the one that its rbp was read from.
+const BP_SLOT: u16 = 1 << 15;
 
 /// The tree had no room for this frame or one outer to it.
 const LOST: u8 = 0x40;
@@ -89,6 +94,12 @@ impl Frame {
     #[inline]
     fn matches(&self, ip: u64, sp: u64, bp: u64) -> bool {
         node::pc(self.node) == ip && self.sp == sp && (self.bp == bp || self.bp_use().is_idle())
+    }
+
+    /// Index of its first slot.
+    #[inline]
+    fn first_slot(&self) -> usize {
+        usize::from(self.slots & !BP_SLOT)
     }
 
     #[inline]
@@ -256,8 +267,9 @@ impl StackCache {
             }
             Reached::Kept(at) => {
                 self.len = at.wrapping_add(1);
-                self.slots_len = self.frames.get(at).map_or(0, |f| usize::from(f.slots));
+                self.slots_len = self.frames.get(at).map_or(0, Frame::first_slot);
                 self.keep(count);
+                self.keep_bp(at, count);
             }
             Reached::Full => {
                 self.forget(rows);
@@ -311,6 +323,7 @@ impl StackCache {
                 ip: context.ip,
                 sp: context.sp,
                 bp: context.bp,
+                bp_at: 0,
                 slots: Slots::EMPTY,
             };
         }
@@ -340,26 +353,37 @@ impl StackCache {
                 // but what is outer to them does not.
                 kept = index;
                 let mut inner = frame;
-                // What it kept of rbp may be old where that did not matter;
-                // outer to the changed slot it may.
                 let mut bp = state.bp;
                 while let Some(next) = kept.checked_sub(1)
                     && let Some(frame) = frames.get(next)
-                    && usize::from(frame.slots) > changed
+                    && frame.first_slot() > changed
                 {
                     let Some([step, caller]) = pair(steps, count) else {
                         break 'walk Reached::Full;
                     };
                     step.node = inner.node;
                     step.own = u64::from(inner.own);
-                    let range = usize::from(frame.slots)..usize::from(inner.slots);
-                    if !inner.bp_use().is_passed() {
+                    let mut range = frame.first_slot()..inner.first_slot();
+                    let mut bp_at = 0;
+                    if frame.slots & BP_SLOT != 0 {
+                        range.end = range.end.saturating_sub(1);
+                        bp_at = slots.get(range.end).map_or(0, |slot| slot.addr);
                         bp = frame.bp;
+                    } else if !inner.bp_use().is_passed() {
+                        // It did not matter; outer to the changed slot it may.
+                        bp_at = frame.bp;
+                        // SAFETY: as for `held`: it was read when the frame
+                        // was kept, and lies between words that still hold.
+                        bp = match bp_at {
+                            0 => 0,
+                            at => unsafe { mapped::word(at) },
+                        };
                     }
                     caller.state = State {
                         ip: node::pc(frame.node),
                         sp: frame.sp,
                         bp,
+                        bp_at,
                         slots: Slots::of(slots.get(range).unwrap_or(&[])),
                     };
                     count = count.wrapping_add(1);
@@ -415,6 +439,32 @@ impl StackCache {
         }
     }
 
+    /// Completes frame `at`, the last one, whose state was read as step `index`
+    /// says: the slot of rbp is among those that must hold where anything is
+    /// computed from it.
+    fn keep_bp(&mut self, at: usize, index: usize) {
+        let (Some(frame), Some(step)) = (self.frames.get_mut(at), self.steps.get(index)) else {
+            return;
+        };
+        let state = &step.state;
+        frame.slots &= !BP_SLOT;
+        if frame.bp_use().is_idle() {
+            frame.bp = state.bp_at;
+            return;
+        }
+        frame.bp = state.bp;
+        if state.bp_at != 0
+            && let Some(place) = self.slots.get_mut(self.slots_len)
+        {
+            frame.slots |= BP_SLOT;
+            *place = Slot {
+                addr: state.bp_at,
+                value: state.bp,
+            };
+            self.slots_len = self.slots_len.wrapping_add(1);
+        }
+    }
+
     /// Appends the frame of step `index`.
     fn push<H: Host>(&mut self, index: usize, host: &H) {
         if self.len >= CAP {
@@ -448,8 +498,9 @@ impl StackCache {
         }
         if let Some(place) = self.frames.get_mut(self.len) {
             *place = frame;
-            self.len = self.len.wrapping_add(1);
             self.keep(index);
+            self.keep_bp(self.len, index);
+            self.len = self.len.wrapping_add(1);
         }
     }
 
@@ -457,7 +508,7 @@ impl StackCache {
     #[cold]
     #[inline(never)]
     fn shift(&mut self) {
-        let Some(base) = self.frames.get(HALF).map(|frame| frame.slots) else {
+        let Some(base) = self.frames.get(HALF).map(Frame::first_slot) else {
             return;
         };
         for to in 0..HALF {
@@ -466,14 +517,13 @@ impl StackCache {
             };
             if let Some(place) = self.frames.get_mut(to) {
                 *place = Frame {
-                    slots: frame.slots.wrapping_sub(base),
+                    slots: frame.slots.wrapping_sub(base as u16),
                     // What proves its depth is no longer all there.
                     state: if to < self.limit { LAZY } else { frame.state },
                     ..frame
                 };
             }
         }
-        let base = usize::from(base);
         for to in 0..self.slots_len.saturating_sub(base) {
             let Some(&slot) = self.slots.get(to.wrapping_add(base)) else {
                 return;
@@ -544,7 +594,7 @@ fn link<H: Host>((id, state): (u32, u8), frame: &Frame, host: &H) -> (u32, u8) {
 /// or those of as many frames as show that the stack is deeper than the limit.
 #[inline]
 fn outer_slots(frames: &[Frame], at: usize, limit: usize) -> (usize, usize) {
-    let first = |at: usize| frames.get(at).map_or(0, |frame| usize::from(frame.slots));
+    let first = |at: usize| frames.get(at).map_or(0, Frame::first_slot);
     (at.checked_sub(limit).map_or(0, first), first(at))
 }
 

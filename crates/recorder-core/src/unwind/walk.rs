@@ -65,6 +65,9 @@ pub(crate) struct State {
     pub(crate) ip: u64,
     pub(crate) sp: u64,
     pub(crate) bp: u64,
+    /// Where rbp was read; 0 if it is the inner frame's or unknown. Not among
+    /// `slots`, because it mostly does not matter.
+    pub(crate) bp_at: u64,
     pub(crate) slots: Slots,
 }
 
@@ -83,15 +86,29 @@ pub(crate) enum Outward {
 /// Reads a stack slot and notes it.
 #[inline]
 fn fetch<H: Host>(region: &mut Region<'_, H>, addr: u64, slots: &mut Slots) -> Option<u64> {
+    let value = read(region, addr)?;
+    slots.add(addr, value)?;
+    Some(value)
+}
+
+/// Reads a stack slot.
+#[inline]
+fn read<H: Host>(region: &mut Region<'_, H>, addr: u64) -> Option<u64> {
     if !region.reach(addr) {
         return None;
     }
     // SAFETY: `reach` holds only for aligned words of memory that is mapped:
     // the thread's own stack above its live sp (callers check that side), or
     // pages that were probed.
-    let value = unsafe { word(addr) };
-    slots.add(addr, value)?;
-    Some(value)
+    Some(unsafe { word(addr) })
+}
+
+/// The caller's registers.
+struct Next {
+    ip: u64,
+    sp: u64,
+    bp: u64,
+    bp_at: u64,
 }
 
 /// Steps outwards from `state` by `row` and writes the caller's state, or at
@@ -117,12 +134,14 @@ pub(crate) fn outward<H: Host>(
         Kind::FramePointer => framed(state, region, slots, is_code),
         _ => called(state, row, region, slots, rbx),
     };
+    caller.bp_at = 0;
     match next {
-        Some((0, ..)) => Outward::End,
-        Some((ip, sp, bp)) if (USER_BEGIN..USER_END).contains(&ip) => {
-            caller.ip = ip;
-            caller.sp = sp;
-            caller.bp = bp;
+        Some(Next { ip: 0, .. }) => Outward::End,
+        Some(next) if (USER_BEGIN..USER_END).contains(&next.ip) => {
+            caller.ip = next.ip;
+            caller.sp = next.sp;
+            caller.bp = next.bp;
+            caller.bp_at = next.bp_at;
             Outward::Frame
         }
         None if region.is_first_frame(state.sp) => Outward::End,
@@ -130,7 +149,7 @@ pub(crate) fn outward<H: Host>(
     }
 }
 
-/// (ip, sp, bp) of the caller, by call-frame information.
+/// The caller by call-frame information.
 #[inline]
 fn called<H: Host>(
     state: &State,
@@ -138,7 +157,7 @@ fn called<H: Host>(
     region: &mut Region<'_, H>,
     slots: &mut Slots,
     rbx: impl FnOnce(&mut Region<'_, H>) -> Option<u64>,
-) -> Option<(u64, u64, u64)> {
+) -> Option<Next> {
     let floor = state.sp.wrapping_sub(RED_ZONE);
     let cfa = match row.kind() {
         Kind::Sp => state.sp.wrapping_add_signed(row.cfa()),
@@ -175,17 +194,22 @@ fn called<H: Host>(
         return None;
     }
     let ip = fetch(region, return_slot, slots)?;
-    let bp = match row.bp_rule() {
-        BpRule::Same => state.bp,
-        BpRule::Lost => 0,
-        BpRule::AtCfa | BpRule::AtBp => fetch(region, bp_slot, slots)?,
+    let (bp, bp_at) = match row.bp_rule() {
+        BpRule::Same => (state.bp, 0),
+        BpRule::Lost => (0, 0),
+        BpRule::AtCfa | BpRule::AtBp => (read(region, bp_slot)?, bp_slot),
     };
     if row.kind() == Kind::Bx {
         // rbx came from an inner frame whose slot is not among the kept ones:
         // a slot that never holds its value has this step repeated each time.
         slots.add(return_slot, !ip)?;
     }
-    Some((ip, cfa, bp))
+    Some(Next {
+        ip,
+        sp: cfa,
+        bp,
+        bp_at,
+    })
 }
 
 /// The state that a signal interrupted.
@@ -195,10 +219,11 @@ fn interrupted<H: Host>(
     state: &State,
     region: &mut Region<'_, H>,
     slots: &mut Slots,
-) -> Option<(u64, u64, u64)> {
+) -> Option<Next> {
     let ip = fetch(region, state.sp.wrapping_add(signal_frame::IP), slots)?;
     let sp = fetch(region, state.sp.wrapping_add(signal_frame::SP), slots)?;
-    let bp = fetch(region, state.sp.wrapping_add(signal_frame::BP), slots)?;
+    let bp_at = state.sp.wrapping_add(signal_frame::BP);
+    let bp = read(region, bp_at)?;
     let upwards = if region.is_here(sp) {
         sp > state.sp
     } else {
@@ -206,7 +231,12 @@ fn interrupted<H: Host>(
     };
     // The exact address: one more, so that looking one byte back, as for
     // return addresses, finds the interrupted instruction.
-    (upwards && ip != 0).then_some((ip.wrapping_add(1), sp, bp))
+    (upwards && ip != 0).then_some(Next {
+        ip: ip.wrapping_add(1),
+        sp,
+        bp,
+        bp_at,
+    })
 }
 
 /// The caller by frame pointer.
@@ -217,18 +247,21 @@ fn framed<H: Host>(
     region: &mut Region<'_, H>,
     slots: &mut Slots,
     is_code: impl FnOnce(u64, bool) -> bool,
-) -> Option<(u64, u64, u64)> {
+) -> Option<Next> {
     if state.bp < state.sp {
         return None;
     }
-    let bp = fetch(region, state.bp, slots)?;
-    let ip = fetch(region, state.bp.wrapping_add(WORD), slots)?;
-    if ip == 0 {
-        return Some((0, 0, 0));
-    }
+    let bp_at = state.bp;
+    let bp = read(region, bp_at)?;
+    let ip = fetch(region, bp_at.wrapping_add(WORD), slots)?;
     let chained = bp > state.bp && region.is_here(bp);
-    if region.is_here(ip & !7) || !is_code(ip, chained) {
+    if ip != 0 && (region.is_here(ip & !7) || !is_code(ip, chained)) {
         return None;
     }
-    Some((ip, state.bp.wrapping_add(WORD.wrapping_mul(2)), bp))
+    Some(Next {
+        ip,
+        sp: state.bp.wrapping_add(WORD.wrapping_mul(2)),
+        bp,
+        bp_at,
+    })
 }
