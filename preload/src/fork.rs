@@ -12,7 +12,7 @@ use core::sync::atomic::{
 use leakscope_recorder_core::{lock, trie::Trie};
 use leakscope_wire::Segment;
 use leakscope_wire::hello::WHY_FORK;
-use leakscope_wire::layout::{Area, config, error, mapping, module, word};
+use leakscope_wire::layout::{Area, config, error, granule, mapping, module, word};
 
 /// Value of the parent's FORKED word while a child copies; then its turn.
 static LOCKED: AtomicU32 = AtomicU32::new(0);
@@ -165,6 +165,7 @@ fn copy(old: &Segment<'_>, new: &Segment<'_>) {
     .into_iter()
     .chain(word::FREE_LISTS..word::FREE_LISTS + 40)
     .chain(word::OWN..word::OWN + 2 * word::OWN_LEN)
+    .chain(word::GROUPS..word::GROUPS + word::GROUPS_LEN)
     {
         new.word(index)
             .store(old.word(index).load(Relaxed), Relaxed);
@@ -186,7 +187,7 @@ fn copy(old: &Segment<'_>, new: &Segment<'_>) {
         Area::Mappings,
         count(word::MAPPING_NEXT) * mapping::WORDS,
     );
-    words(old, new, Area::Shards, usize::MAX);
+    granules(old, new);
     words(old, new, Area::Heap, count(word::HEAP_NEXT) / 8);
     // Not the descriptors: what the child inherits, others opened.
     sparse(old, new, Area::Big);
@@ -222,6 +223,22 @@ fn inherit_threads(old: &Segment<'_>, new: &Segment<'_>) {
         .wrapping_add(live as u64);
     new.word(word::PEAK_BYTES)
         .fetch_max((live as i64).max(0) as u64, Relaxed);
+}
+
+/// Copies the live-block table's directory. Only what is in use: reading what
+/// is not would have the kernel give it memory.
+fn granules(old: &Segment<'_>, new: &Segment<'_>) {
+    const WORDS: usize = granule::GROUP * granule::WORDS;
+    let groups = old.words(Area::Granules).chunks_exact(WORDS);
+    let copies = new.words(Area::Granules).chunks_exact(WORDS);
+    for (group, (from, to)) in groups.zip(copies).enumerate() {
+        let bits = old.word(word::GROUPS + group / 64).load(Relaxed);
+        if bits >> (group % 64) & 1 != 0 {
+            for (f, t) in from.iter().zip(to) {
+                t.store(f.load(Relaxed), Relaxed);
+            }
+        }
+    }
 }
 
 /// Copies the first `count` words of an area, leaving zero pages untouched.

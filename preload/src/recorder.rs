@@ -69,10 +69,13 @@ pub fn give_way() {
     }
 }
 
-/// Gives pages of the segment back.
-pub fn punch(words: &[AtomicU64]) -> bool {
-    let at = words.as_ptr() as usize;
-    at.is_multiple_of(4096) && sys::advise(at, words.len() * 8, sys::MADV_REMOVE)
+/// Has the kernel give memory to pages of the segment at once, where it can
+/// (Linux 5.14); else each is given when it is touched.
+fn prepare(words: &[AtomicU64]) {
+    if QUIET.load(Relaxed) == 0 {
+        let at = words.as_ptr() as usize;
+        sys::advise(at, words.len() * 8, sys::MADV_POPULATE_WRITE);
+    }
 }
 
 /// The recorder, when it records.
@@ -104,7 +107,7 @@ pub fn turn_off() {
 
 /// Starts to record.
 pub fn start(segment: Segment<'static>, cache: &'static [AtomicU64]) {
-    let heap = Heap::new(segment, give_way, punch);
+    let heap = Heap::new(segment, give_way, prepare);
     let mut table = Table::new(segment, heap, give_way);
     let single = weak::single_threaded();
     if single != 0 {

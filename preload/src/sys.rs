@@ -104,9 +104,9 @@ pub fn unmap(at: usize, len: usize) {
     call(nr::MUNMAP, [at, len, 0, 0, 0, 0]);
 }
 
-pub const MADV_REMOVE: usize = 9;
 pub const MADV_DONTDUMP: usize = 16;
 pub const MADV_WIPEONFORK: usize = 18;
+pub const MADV_POPULATE_WRITE: usize = 23;
 
 pub fn advise(at: usize, len: usize, advice: usize) -> bool {
     call(nr::MADVISE, [at, len, advice, 0, 0, 0]) == 0

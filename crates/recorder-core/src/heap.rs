@@ -5,16 +5,18 @@ use crate::interleave::point;
 use crate::lock::{self, Yield};
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use leakscope_wire::Segment;
-use leakscope_wire::layout::{Area, word};
+use leakscope_wire::layout::{Area, page, word};
 
-/// Smallest block: 1 KiB.
-pub const MIN_LOG2: u32 = 10;
-/// Blocks from this size on are given back to the kernel while unused.
-const PUNCH_LOG2: u32 = 16;
+/// The first bytes are left to the kernel's own way, page by page when they
+/// are touched: a small program shall stay small.
+const BY_TOUCH: u64 = 256 << 10;
+/// From there on memory is asked for in pieces of up to this, which costs a
+/// fraction of a fault for each page.
+const MOST_AT_ONCE: u64 = 1 << 20;
+const PAGE: u64 = 4096;
 
-/// Gives the pages behind `words` back to the kernel; they read as zero
-/// afterwards. False when it could not.
-pub type Punch = fn(words: &[AtomicU64]) -> bool;
+/// Has the kernel give memory to the pages behind `words`, or does nothing.
+pub type Prepare = fn(words: &[AtomicU64]);
 
 /// The area and its free lists.
 #[derive(Clone, Copy)]
@@ -22,17 +24,17 @@ pub struct Heap<'a> {
     segment: Segment<'a>,
     words: &'a [AtomicU64],
     give_way: Yield,
-    punch: Punch,
+    prepare: Prepare,
 }
 
 impl<'a> Heap<'a> {
     /// The heap of `segment`.
-    pub fn new(segment: Segment<'a>, give_way: Yield, punch: Punch) -> Heap<'a> {
+    pub fn new(segment: Segment<'a>, give_way: Yield, prepare: Prepare) -> Heap<'a> {
         Heap {
             segment,
             words: segment.words(Area::Heap),
             give_way,
-            punch,
+            prepare,
         }
     }
 
@@ -48,9 +50,9 @@ impl<'a> Heap<'a> {
         }
     }
 
-    /// A zeroed block of `2^log2` bytes: its offset, or `None` when full.
+    /// A zeroed block of `2^log2` bytes, at least 64: its offset, or `None`
+    /// when full.
     pub fn take(&self, log2: u32) -> Option<u64> {
-        let log2 = log2.max(MIN_LOG2);
         let held = lock::acquire(self.segment.word(word::HEAP_LOCK), self.give_way)?;
         let head = self.list(log2)?;
         let first = head.load(Relaxed);
@@ -60,15 +62,8 @@ impl<'a> Heap<'a> {
             point();
             head.store(block.first().map_or(0, |w| w.load(Relaxed)), Relaxed);
             drop(held);
-            if log2 >= PUNCH_LOG2 {
-                // Only the link was written since the pages were given back.
-                if let Some(link) = block.first() {
-                    link.store(0, Relaxed);
-                }
-            } else {
-                for w in block {
-                    w.store(0, Relaxed);
-                }
+            for w in block {
+                w.store(0, Relaxed);
             }
             return Some(offset);
         }
@@ -79,17 +74,30 @@ impl<'a> Heap<'a> {
             return None;
         }
         next.store(end, Relaxed);
+        if end > self.segment.word(word::HEAP_READY).load(Relaxed) {
+            self.make_ready(end);
+        }
         Some(offset)
+    }
+
+    /// The area's first `end` bytes are in use, more than were made ready.
+    #[cold]
+    fn make_ready(&self, end: u64) {
+        let from = end.next_multiple_of(PAGE);
+        if from < BY_TOUCH {
+            return;
+        }
+        let piece = (from / 8).min(MOST_AT_ONCE) & !(PAGE - 1);
+        let to = from + piece;
+        self.segment.word(word::HEAP_READY).store(to, Relaxed);
+        if let Some(words) = self.words.get((from / 8) as usize..(to / 8) as usize) {
+            (self.prepare)(words);
+        }
     }
 
     /// Gives a block back.
     pub fn give(&self, offset: u64, log2: u32) {
         let block = self.words(offset, log2);
-        if log2 >= PUNCH_LOG2 && !(self.punch)(block) {
-            for w in block {
-                w.store(0, Relaxed);
-            }
-        }
         let Some(_held) = lock::acquire(self.segment.word(word::HEAP_LOCK), self.give_way) else {
             return;
         };
@@ -101,7 +109,9 @@ impl<'a> Heap<'a> {
     }
 
     fn list(&self, log2: u32) -> Option<&'a AtomicU64> {
-        (log2 < 40).then(|| self.segment.word(word::FREE_LISTS + log2 as usize))
+        (page::MIN_LOG2..40)
+            .contains(&log2)
+            .then(|| self.segment.word(word::FREE_LISTS + log2 as usize))
     }
 }
 

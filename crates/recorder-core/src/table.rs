@@ -1,16 +1,26 @@
 //! The live-block table: address → size, stack, family, birth.
 //!
-//! Open addressing, 16 bytes an entry, filled between 3/8 and 3/4, so 21 to 43
-//! bytes per live block. Four entries, a cache line, are one bucket: an entry
-//! lies in the first bucket from its home on that was not full. A look-up
-//! therefore ends at the first bucket with room, mostly the home, and is done
-//! without branches that depend on the data; a removal moves entries back only
-//! from behind a full bucket.
+//! ```text
+//! directory   1 MiB of addresses (granule) → its 256 pages, under one lock
+//! page        4 KiB of addresses → a small hash table of 16-byte entries
+//! ```
+//! The order of the entries is about that of the addresses: granules, pages
+//! and, inside a page, the entries' homes ascend with them. So a program that
+//! touches its blocks one after the other touches their entries one after the
+//! other, and what the processor does to make the first fast (caches,
+//! translation, prefetching) makes the second fast too. A table that scatters
+//! neighbours costs a miss of each kind for every event on a large heap.
 //!
-//! Sharded by address granule under one short spin lock each: an address
-//! belongs to one thread between its malloc and its free, and thread arenas
-//! lie in different granules, so threads seldom meet. Growth moves one shard
-//! only, so no event waits for more than one shard's copy.
+//! A page's table is filled between 3/8 and 3/4, so an entry costs 21 to 43
+//! bytes, 64 where a page has but one. Four entries, a cache line, are one
+//! bucket: an entry lies in the first bucket from its home on that was not
+//! full. A look-up therefore ends at the first bucket with room, mostly the
+//! home, and is done without branches that depend on the data; a removal
+//! moves entries back only from behind a full bucket.
+//!
+//! An address belongs to one thread between its malloc and its free, and
+//! thread arenas lie in different granules, so threads seldom meet. Growth
+//! moves one page's entries, so no event waits for more.
 
 use crate::heap::Heap;
 use crate::interleave::point;
@@ -20,10 +30,15 @@ use core::sync::atomic::{
 };
 use leakscope_wire::Segment;
 use leakscope_wire::entry;
-use leakscope_wire::layout::{Area, shard, word};
+use leakscope_wire::layout::{Area, granule, page, word};
 
-/// log2 of the bytes of a shard's first table: 64 entries.
-const FIRST_LOG2: u32 = 10;
+/// log2 of the bytes of an entry.
+const ENTRY_LOG2: u32 = 4;
+/// log2 of the bytes of a granule's pages.
+const PAGES_LOG2: u32 = granule::SHIFT - page::SHIFT + 3;
+/// Slots of a page are given back when it has no block left, from this on:
+/// smaller ones would come and go with single blocks.
+const GIVEN_BACK_LOG2: u32 = 9;
 
 /// What the table holds for an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +61,7 @@ pub enum Inserted {
     /// The address was there already: its release was missed, or a realloc
     /// of it is under way in another thread.
     Replaced(Entry),
-    /// No room, or the shard could not be locked.
+    /// No room, or the granule could not be locked.
     Dropped,
 }
 
@@ -59,6 +74,12 @@ pub struct Table<'a> {
     alone: &'a AtomicU8,
 }
 
+/// Whether `addr` can be the address of an entry.
+#[inline]
+fn is_entry(addr: u64) -> bool {
+    addr != 0 && addr < entry::ADDR_LIMIT && addr & 7 == 0
+}
+
 /// For tables that are not told whether there are other threads.
 static SHARED: AtomicU8 = AtomicU8::new(0);
 
@@ -67,12 +88,10 @@ const WAYS: usize = 4;
 /// Their words: key and value.
 type Bucket = [[AtomicU64; 2]; WAYS];
 
-/// A shard's buckets: a power of two, or none.
+/// A page's buckets: a power of two, or none.
 #[derive(Clone, Copy)]
 struct Slots<'a> {
     buckets: &'a [Bucket],
-    /// log2 of their bytes.
-    log2: u32,
 }
 
 /// Which of a bucket's slots hold an address, and which are empty: bit i is
@@ -114,7 +133,6 @@ impl<'a> Slots<'a> {
     fn of(heap: &Heap<'a>, offset: u64, log2: u32) -> Slots<'a> {
         Slots {
             buckets: heap.words(offset, log2).as_chunks().0.as_chunks().0,
-            log2,
         }
     }
 
@@ -129,12 +147,12 @@ impl<'a> Slots<'a> {
         self.buckets.len().wrapping_sub(1)
     }
 
-    /// The bucket where the search for `addr` begins.
+    /// The bucket where the search for `addr` begins: as far into the buckets
+    /// as the address is into its page.
     #[inline]
     fn home(&self, addr: u64) -> usize {
-        // 2^log2 bytes are 2^(log2 - 6) buckets.
-        let top = entry::hash(addr).wrapping_shr(70u32.wrapping_sub(self.log2));
-        top as usize & self.mask()
+        let inside = addr & ((1 << page::SHIFT) - 1);
+        (inside as usize).wrapping_mul(self.buckets.len()) >> page::SHIFT
     }
 
     /// `None` when it is not there and no slot is empty.
@@ -204,6 +222,9 @@ impl<'a> Slots<'a> {
     }
 }
 
+/// A granule's words.
+type Granule = [AtomicU64; granule::WORDS];
+
 impl<'a> Table<'a> {
     /// The table of `segment`.
     pub fn new(segment: Segment<'a>, heap: Heap<'a>, give_way: Yield) -> Table<'a> {
@@ -223,15 +244,84 @@ impl<'a> Table<'a> {
         Table { alone, ..self }
     }
 
-    /// The header of the shard of `addr`; `None` for what cannot be the
-    /// address of an entry.
+    /// The directory.
     #[inline]
-    fn head(&self, addr: u64) -> Option<&'a [AtomicU64; shard::WORDS]> {
-        if addr == 0 || addr >= entry::ADDR_LIMIT || addr & 7 != 0 {
-            return None;
+    fn granules(&self) -> &'a [Granule] {
+        self.segment.words(Area::Granules).as_chunks().0
+    }
+
+    /// The granule of `addr`, if there is any block of it.
+    #[inline]
+    fn granule(&self, addr: u64) -> Option<&'a Granule> {
+        let granules = self.granules();
+        let number = addr >> granule::SHIFT;
+        let mut at = granule::home(number);
+        for _ in 0..granule::PROBES {
+            let found = granules.get(at)?;
+            match found[granule::KEY].load(Acquire) {
+                0 => return None,
+                key if key == number + 1 => return Some(found),
+                _ => at = granule::next(at),
+            }
         }
-        let (heads, _) = self.segment.words(Area::Shards).as_chunks();
-        heads.get(entry::shard(addr))
+        None
+    }
+
+    /// Makes the granule of `addr`, unless another thread just did.
+    #[cold]
+    #[inline(never)]
+    fn add_granule(&self, addr: u64) -> Option<&'a Granule> {
+        let _held = self.lock(self.segment.word(word::GRANULES_LOCK))?;
+        if let Some(found) = self.granule(addr) {
+            return Some(found);
+        }
+        let granules = self.granules();
+        let number = addr >> granule::SHIFT;
+        let mut at = granule::home(number);
+        for _ in 0..granule::PROBES {
+            let free = granules.get(at)?;
+            if free[granule::KEY].load(Relaxed) == 0 {
+                let group = at / granule::GROUP;
+                // The group first: who reads the key finds its group in use.
+                let bits = self.segment.word(word::GROUPS + group / 64);
+                bits.fetch_or(1 << (group % 64), Release);
+                point();
+                free[granule::KEY].store(number + 1, Release);
+                return Some(free);
+            }
+            at = granule::next(at);
+        }
+        None
+    }
+
+    /// All granules.
+    fn used_granules(&self) -> impl Iterator<Item = &'a Granule> + use<'a> {
+        let segment = self.segment;
+        let groups = self.granules().chunks(granule::GROUP).enumerate();
+        groups
+            .filter(move |(group, _)| {
+                let bits = segment.word(word::GROUPS + group / 64).load(Acquire);
+                bits >> (group % 64) & 1 != 0
+            })
+            .flat_map(|(_, granules)| granules)
+            .filter(|granule| granule[granule::KEY].load(Acquire) != 0)
+    }
+
+    /// The page of `addr` in its granule, if any of the granule has blocks.
+    #[inline]
+    fn page(&self, granule: &Granule, addr: u64) -> Option<&'a AtomicU64> {
+        let at = granule[granule::PAGES].load(Acquire).checked_sub(1)?;
+        let page = (addr >> page::SHIFT) as usize % page::COUNT;
+        self.heap.words(at, PAGES_LOG2).get(page)
+    }
+
+    /// Makes the granule's pages; the caller holds its lock.
+    #[cold]
+    #[inline(never)]
+    fn add_pages(&self, granule: &Granule, addr: u64) -> Option<&'a AtomicU64> {
+        let at = self.heap.take(PAGES_LOG2)?;
+        granule[granule::PAGES].store(at + 1, Release);
+        self.page(granule, addr)
     }
 
     #[inline]
@@ -244,32 +334,46 @@ impl<'a> Table<'a> {
     }
 
     #[inline]
-    fn slots(&self, head: &[AtomicU64; shard::WORDS]) -> Slots<'a> {
-        match head[shard::TABLE].load(Acquire) {
-            0 => Slots {
-                buckets: &[],
-                log2: 0,
-            },
-            table => Slots::of(&self.heap, table >> 8, (table & 0xff) as u32),
+    fn slots(&self, page: u64) -> Slots<'a> {
+        if page == 0 {
+            return Slots { buckets: &[] };
         }
+        Slots::of(&self.heap, page::offset(page), page::log2(page))
     }
 
     /// Records a live block.
     #[inline]
     pub fn insert(&self, addr: u64, new: Entry) -> Inserted {
-        let Some(head) = self.head(addr) else {
+        if !is_entry(addr) {
+            return Inserted::Dropped;
+        }
+        let Some(granule) = self.granule(addr).or_else(|| self.add_granule(addr)) else {
             return Inserted::Dropped;
         };
-        let Some(_held) = self.lock(&head[shard::LOCK]) else {
+        let Some(_held) = self.lock(&granule[granule::LOCK]) else {
             return Inserted::Dropped;
         };
-        let mut slots = self.slots(head);
+        let page = self.page(granule, addr);
+        let Some(page) = page.or_else(|| self.add_pages(granule, addr)) else {
+            return Inserted::Dropped;
+        };
+        let mut word = page.load(Relaxed);
+        let mut slots = self.slots(word);
         point();
-        let used = head[shard::COUNT_USED].load(Relaxed);
+        let used = page::used(word);
         let room = slots.room();
         if used.saturating_mul(4) >= room * 3 {
-            match self.grow(head, slots) {
-                Some(grown) => slots = grown,
+            match self.grow(granule, word, slots, new.size) {
+                Some(grown) => {
+                    point();
+                    page.store(grown, Release);
+                    point();
+                    if word != 0 {
+                        self.heap.give(page::offset(word), page::log2(word));
+                    }
+                    word = grown;
+                    slots = self.slots(word);
+                }
                 // A fuller table still works while a slot is left.
                 None if used + 1 < room => {}
                 None => return Inserted::Dropped,
@@ -290,7 +394,10 @@ impl<'a> Table<'a> {
         match old {
             Some(old) => Inserted::Replaced(old),
             None => {
-                head[shard::COUNT_USED].store(used + 1, Relaxed);
+                page.store(
+                    page::pack(page::offset(word), used + 1, page::log2(word)),
+                    Relaxed,
+                );
                 Inserted::New
             }
         }
@@ -305,9 +412,10 @@ impl<'a> Table<'a> {
     /// Forgets a block when `wanted` agrees.
     #[inline]
     pub fn remove_if(&self, addr: u64, wanted: impl FnOnce(&Entry) -> bool) -> Option<Entry> {
-        let head = self.head(addr)?;
-        let _held = self.lock(&head[shard::LOCK])?;
-        let slots = self.slots(head);
+        let (granule, page) = self.find_page(addr)?;
+        let _held = self.lock(&granule[granule::LOCK])?;
+        let word = page.load(Relaxed);
+        let slots = self.slots(word);
         let place = slots.find(addr)?;
         if !place.found {
             return None;
@@ -327,16 +435,35 @@ impl<'a> Table<'a> {
         } else {
             slots.close_gap(place.bucket, place.words);
         }
-        let used = &head[shard::COUNT_USED];
-        used.store(used.load(Relaxed).saturating_sub(1), Relaxed);
+        let used = page::used(word).saturating_sub(1);
+        let (offset, log2) = (page::offset(word), page::log2(word));
+        if used == 0 && log2 >= GIVEN_BACK_LOG2 {
+            page.store(0, Release);
+            point();
+            self.heap.give(offset, log2);
+        } else {
+            page.store(page::pack(offset, used, log2), Relaxed);
+        }
         Some(entry)
+    }
+
+    /// The granule and the page of `addr`, if the page has blocks. Needs no
+    /// lock: as long as a block is in the table, both stay.
+    #[inline]
+    fn find_page(&self, addr: u64) -> Option<(&'a Granule, &'a AtomicU64)> {
+        if !is_entry(addr) {
+            return None;
+        }
+        let granule = self.granule(addr)?;
+        let page = self.page(granule, addr)?;
+        (page.load(Relaxed) != 0).then_some((granule, page))
     }
 
     /// Changes stack, flags or birth of a block in place; the size stays.
     pub fn update(&self, addr: u64, change: impl FnOnce(&mut Entry)) -> Option<Entry> {
-        let head = self.head(addr)?;
-        let _held = self.lock(&head[shard::LOCK])?;
-        let slots = self.slots(head);
+        let (granule, page) = self.find_page(addr)?;
+        let _held = self.lock(&granule[granule::LOCK])?;
+        let slots = self.slots(page.load(Relaxed));
         let place = slots.find(addr)?;
         if !place.found {
             return None;
@@ -368,36 +495,29 @@ impl<'a> Table<'a> {
         None
     }
 
-    /// Takes every shard's lock, so that the table stands still; stops at the
-    /// first that cannot be had. Used around fork.
+    /// Takes every lock, so that the table stands still; stops at the first
+    /// that cannot be had. Used around fork.
     pub fn lock_all(&self) -> bool {
-        let heads = self.segment.words(Area::Shards);
-        for head in heads.chunks_exact(shard::WORDS).take(shard::COUNT) {
-            let Some(lock) = head.first() else {
-                return false;
-            };
-            match lock::acquire(lock, self.give_way) {
-                Some(held) => core::mem::forget(held),
-                None => return false,
-            }
-        }
-        match lock::acquire(self.segment.word(word::HEAP_LOCK), self.give_way) {
+        let keep = |word: &AtomicU64| match lock::acquire(word, self.give_way) {
             Some(held) => {
                 core::mem::forget(held);
                 true
             }
             None => false,
-        }
+        };
+        keep(self.segment.word(word::GRANULES_LOCK))
+            && self
+                .used_granules()
+                .all(|granule| keep(&granule[granule::LOCK]))
+            && keep(self.segment.word(word::HEAP_LOCK))
     }
 
     /// Frees every lock, whoever holds it.
     pub fn unlock_all(&self) {
-        let heads = self.segment.words(Area::Shards);
-        for head in heads.chunks_exact(shard::WORDS).take(shard::COUNT) {
-            if let Some(lock) = head.first() {
-                lock::reset(lock);
-            }
+        for granule in self.used_granules() {
+            lock::reset(&granule[granule::LOCK]);
         }
+        lock::reset(self.segment.word(word::GRANULES_LOCK));
         lock::reset(self.segment.word(word::HEAP_LOCK));
     }
 
@@ -418,12 +538,20 @@ impl<'a> Table<'a> {
         }
     }
 
+    /// Copies a page's entries to larger slots (or makes its first) and
+    /// returns its new word; `size` is that of the block for whose sake.
     #[cold]
-    fn grow(&self, head: &[AtomicU64; shard::WORDS], old: Slots<'a>) -> Option<Slots<'a>> {
-        let log2 = if old.buckets.is_empty() {
-            FIRST_LOG2
+    fn grow(&self, granule: &Granule, page: u64, old: Slots<'a>, size: u64) -> Option<u64> {
+        let hint = &granule[granule::HINT];
+        let largest = hint.load(Relaxed) as u32;
+        let log2 = if page == 0 {
+            // As many as there may be of this size, but half of what the
+            // fullest page needed: most are like it, and some are not.
+            let many = (1 << page::SHIFT) / (size.saturating_add(23) & !15).max(32);
+            let fitting = many.max(1).ilog2() + 1 + ENTRY_LOG2;
+            fitting.min(largest.saturating_sub(1)).max(page::MIN_LOG2)
         } else {
-            old.log2 + 1
+            page::log2(page) + 1
         };
         let offset = self.heap.take(log2)?;
         let new = Slots::of(&self.heap, offset, log2);
@@ -439,12 +567,10 @@ impl<'a> Table<'a> {
                 point();
             }
         }
-        point();
-        let before = head[shard::TABLE].swap(offset << 8 | u64::from(log2), Release);
-        if before != 0 {
-            self.heap.give(before >> 8, (before & 0xff) as u32);
+        if log2 > largest {
+            hint.store(u64::from(log2), Relaxed);
         }
-        Some(new)
+        Some(page::pack(offset, page::used(page), log2))
     }
 
     #[inline]

@@ -94,18 +94,10 @@ pub const fn clock_of(birth: u32) -> u64 {
     }
 }
 
-/// Hash of an address inside its shard.
+/// Hash of an address.
 pub const fn hash(addr: u64) -> u64 {
     // Fibonacci hashing (Knuth, The Art of Computer Programming 3, 6.4).
     (addr >> 3).wrapping_mul(0x9e37_79b9_7f4a_7c15)
-}
-
-/// Shard of an address: thread arenas are far apart, so threads that keep to
-/// their own memory keep to their own shards.
-pub const fn shard(addr: u64) -> usize {
-    use crate::layout::shard;
-    let granule = addr >> shard::GRANULE_SHIFT;
-    (granule.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - shard::LOG2_COUNT)) as usize
 }
 
 /// Stack nodes.

@@ -10,7 +10,7 @@
 /// First word of a segment: "LKSCOPE1" in ASCII.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"LKSCOPE1");
 /// Layout version; both sides must agree exactly.
-pub const VERSION: u64 = 1;
+pub const VERSION: u64 = 2;
 /// Bytes of the header.
 pub const HEADER_BYTES: u64 = 4096;
 /// Page size of x86-64.
@@ -75,6 +75,10 @@ pub mod word {
     pub const TABLES_LOCK: usize = 39;
     /// Spin lock of the heap's free lists.
     pub const HEAP_LOCK: usize = 40;
+    /// Spin lock under which granules are added.
+    pub const GRANULES_LOCK: usize = 41;
+    /// The heap's bytes up to here have been asked of the kernel.
+    pub const HEAP_READY: usize = 42;
 
     /// Live bytes, all flushed threads (two's complement).
     pub const LIVE_BYTES: usize = 44;
@@ -117,6 +121,11 @@ pub mod word {
     /// Heads of the heap's free lists: 1 + offset of the first free block of
     /// 2^k bytes, for k in 0..40.
     pub const FREE_LISTS: usize = 160;
+
+    /// Bits: groups of [`super::Area::Granules`] that are in use.
+    pub const GROUPS: usize = 224;
+    /// Number of words at [`GROUPS`].
+    pub const GROUPS_LEN: usize = super::granule::GROUPS / 64;
 
     /// Mailbox: operation, one of [`super::mail`] (futex, low half).
     pub const MAIL_OP: usize = 256;
@@ -218,8 +227,8 @@ pub enum Area {
     Strings,
     /// Heads of the node hash chains: 32-bit node ids.
     Buckets,
-    /// Shard headers of the live-block table, [`shard`].
-    Shards,
+    /// The live-block table's directory, [`granule`].
+    Granules,
     /// Recently freed blocks, [`freed`].
     Freed,
     /// Free-site pairs, [`pair`].
@@ -240,7 +249,7 @@ pub enum Area {
     Nodes,
     /// One byte per node: how many frees of its blocks were sampled.
     Seen,
-    /// Memory of the shards' tables.
+    /// Memory of the live-block table: pages' slots, [`page`].
     Heap,
 }
 
@@ -293,24 +302,84 @@ pub mod module {
     pub const STATUS: usize = 7;
 }
 
-/// Shard header: 8 words (one cache line).
-pub mod shard {
-    /// Words per header.
+/// Granule of 2^20 bytes of the target's addresses: 8 words (one cache line).
+///
+/// The directory is a hash table that never shrinks: a granule lies in its
+/// home slot, or in the same place of one of the next groups. The slots of
+/// neighbouring granules are neighbours.
+pub mod granule {
+    /// Words per slot.
     pub const WORDS: usize = 8;
-    /// log2 of the number of shards.
-    pub const LOG2_COUNT: u32 = 8;
-    /// Shards.
+    /// log2 of the slots: 64 GiB of addresses, if they are dense.
+    pub const LOG2_COUNT: u32 = 16;
+    /// Slots.
     pub const COUNT: usize = 1 << LOG2_COUNT;
-    /// Addresses in one granule of 2^20 bytes belong to one shard.
-    pub const GRANULE_SHIFT: u32 = 20;
+    /// Slots of a group, which is a page.
+    pub const GROUP: usize = 64;
+    /// Groups.
+    pub const GROUPS: usize = COUNT / GROUP;
+    /// log2 of the bytes of a granule.
+    pub const SHIFT: u32 = 20;
+    /// Groups that are searched for a granule.
+    pub const PROBES: usize = 256;
+    /// 1 + the granule's address >> [`SHIFT`]; 0 in an unused slot.
+    pub const KEY: usize = 0;
     /// Spin lock.
-    pub const LOCK: usize = 0;
-    /// Table: offset in the heap area << 8 | log2 of its bytes; 0 none.
-    pub const TABLE: usize = 1;
-    /// Entries in use.
-    pub const COUNT_USED: usize = 2;
-    /// Grows with each change of structure; odd while one is under way.
-    pub const SEQUENCE: usize = 3;
+    pub const LOCK: usize = 1;
+    /// 1 + offset in the heap area of its pages, [`super::page`]; 0 none.
+    pub const PAGES: usize = 2;
+    /// log2 of the bytes of its largest page's slots.
+    pub const HINT: usize = 3;
+
+    /// The slot where the search for granule `number` begins.
+    pub const fn home(number: u64) -> usize {
+        // Fibonacci hashing (Knuth, The Art of Computer Programming 3, 6.4).
+        let group = (number / GROUP as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let group = group >> (64 - LOG2_COUNT + GROUP.trailing_zeros());
+        group as usize * GROUP + number as usize % GROUP
+    }
+
+    /// The slot to look at after `slot`.
+    pub const fn next(slot: usize) -> usize {
+        (slot + GROUP) % COUNT
+    }
+}
+
+/// Page of 2^12 bytes of the target's addresses: one word, 0 while no block
+/// of it was recorded.
+///
+/// ```text
+/// offset of its slots in the heap area >> 6 (40 bits) << 24 | used (16 bits) << 8 | log2 of their bytes (8 bits)
+/// ```
+pub mod page {
+    /// log2 of the bytes of a page.
+    pub const SHIFT: u32 = 12;
+    /// Pages of a granule.
+    pub const COUNT: usize = 1 << (super::granule::SHIFT - SHIFT);
+    /// log2 of the bytes of the smallest slots.
+    pub const MIN_LOG2: u32 = 6;
+    /// log2 of the bytes of the largest: an address is a multiple of 8.
+    pub const MAX_LOG2: u32 = 14;
+
+    /// Packs a page.
+    pub const fn pack(offset: u64, used: u64, log2: u32) -> u64 {
+        (offset >> 6) << 24 | (used & 0xffff) << 8 | (log2 & 0xff) as u64
+    }
+
+    /// Offset of the slots, bytes.
+    pub const fn offset(word: u64) -> u64 {
+        (word >> 24) << 6
+    }
+
+    /// Slots in use.
+    pub const fn used(word: u64) -> u64 {
+        word >> 8 & 0xffff
+    }
+
+    /// log2 of the slots' bytes.
+    pub const fn log2(word: u64) -> u32 {
+        (word & 0xff) as u32
+    }
 }
 
 /// Recently freed block: 4 words.
@@ -401,12 +470,12 @@ pub const WINDOW_BYTES: u64 = 1 << 20;
 /// Bytes of [`Area::Strings`].
 pub const STRING_BYTES: u64 = 2 << 20;
 /// log2 of the node hash chains.
-pub const LOG2_BUCKETS: u32 = 18;
+pub const LOG2_BUCKETS: u32 = 20;
 /// Most stack nodes: ids have 28 bits, and this many cost 272 MiB.
 pub const MAX_NODES: u64 = 1 << 24;
 
 /// Smallest segment that can be laid out, bytes.
-pub const MIN_SEGMENT: u64 = 24 << 20;
+pub const MIN_SEGMENT: u64 = 32 << 20;
 /// Segment size without limits: room for about 100 million live blocks. It
 /// is address space, not memory.
 pub const DEFAULT_SEGMENT: u64 = 6 << 30;
@@ -426,7 +495,7 @@ const FIXED_LEN: [u64; FIXED] = {
     len[Area::Modules as usize] = (module::COUNT * module::WORDS * 8) as u64;
     len[Area::Strings as usize] = STRING_BYTES;
     len[Area::Buckets as usize] = 4 << LOG2_BUCKETS;
-    len[Area::Shards as usize] = (shard::COUNT * shard::WORDS * 8) as u64;
+    len[Area::Granules as usize] = (granule::COUNT * granule::WORDS * 8) as u64;
     len[Area::Freed as usize] = (freed::COUNT * freed::WORDS * 8) as u64;
     len[Area::Pairs as usize] = (pair::COUNT * pair::WORDS * 8) as u64;
     len[Area::Errors as usize] = (error::COUNT * error::WORDS * 8) as u64;
@@ -523,7 +592,7 @@ mod tests {
         Area::Modules,
         Area::Strings,
         Area::Buckets,
-        Area::Shards,
+        Area::Granules,
         Area::Freed,
         Area::Pairs,
         Area::Errors,

@@ -2,7 +2,7 @@
 //! target gets wrong numbers in its own report, and nothing else.
 
 use crate::entry;
-use crate::layout::{Area, error, mapping, module, pair, shard, thread, word};
+use crate::layout::{Area, error, granule, mapping, module, page, pair, thread, word};
 use crate::segment::Segment;
 use core::sync::atomic::{AtomicU64, Ordering::Acquire, Ordering::Relaxed};
 
@@ -115,6 +115,12 @@ fn load(words: &[AtomicU64], index: usize) -> u64 {
     words.get(index).map_or(0, |w| w.load(Relaxed))
 }
 
+/// The `bytes` bytes at byte `at`, if they lie inside.
+fn part(words: &[AtomicU64], at: u64, bytes: u64) -> Option<&[AtomicU64]> {
+    let start = usize::try_from(at / 8).ok()?;
+    words.get(start..start.checked_add((bytes / 8) as usize)?)
+}
+
 impl<'a> Reader<'a> {
     /// A reader of `segment`.
     pub fn new(segment: Segment<'a>) -> Reader<'a> {
@@ -142,34 +148,56 @@ impl<'a> Reader<'a> {
         all.chunks_exact(words).take(count)
     }
 
-    /// All live blocks, in no order. While the target runs, or when it was
-    /// stopped inside an update, one block may appear twice (same address).
+    /// The directory's slots that are in use, in runs of neighbours.
+    pub fn granules(&self) -> impl Iterator<Item = &'a [AtomicU64]> + use<'a> {
+        let slots = self.segment.words(Area::Granules);
+        let header = self.segment.header();
+        (0..granule::GROUPS)
+            .filter(move |group| load(header, word::GROUPS + group / 64) >> (group % 64) & 1 != 0)
+            .flat_map(move |group| {
+                let at = group * granule::GROUP * granule::WORDS;
+                let group = slots.get(at..at + granule::GROUP * granule::WORDS);
+                group.unwrap_or(&[]).chunks_exact(granule::WORDS)
+            })
+            .filter(|slot| {
+                (1..=entry::ADDR_LIMIT >> granule::SHIFT).contains(&load(slot, granule::KEY))
+            })
+    }
+
+    /// All live blocks, mostly in the order of their addresses. While the
+    /// target runs, or when it was stopped inside an update, one block may
+    /// appear twice (same address).
     pub fn blocks(&self) -> impl Iterator<Item = Block> + use<'a> {
-        let heads = self.segment.words(Area::Shards);
         let heap = self.segment.words(Area::Heap);
         let big = self.segment.words(Area::Big);
-        heads
-            .chunks_exact(shard::WORDS)
-            .take(shard::COUNT)
-            .flat_map(move |head| {
-                let table = head[shard::TABLE].load(Acquire);
-                let log2 = table & 0xff;
-                let start = (table >> 8) / 8;
-                let len = if table == 0 || log2 > 40 {
-                    0
-                } else {
-                    (1u64 << log2) / 8
-                };
-                let slots = start
-                    .checked_add(len)
-                    .filter(|end| *end <= heap.len() as u64)
-                    .map_or(&[][..], |end| &heap[start as usize..end as usize]);
+        // Pages do not share slots, so a table that says more is not true.
+        let mut room = heap.len();
+        self.granules()
+            .flat_map(move |slot| {
+                let first = (load(slot, granule::KEY) - 1) << (granule::SHIFT - page::SHIFT);
+                let pages = load(slot, granule::PAGES)
+                    .checked_sub(1)
+                    .and_then(|at| part(heap, at, page::COUNT as u64 * 8))
+                    .unwrap_or(&[]);
+                (first..).zip(pages)
+            })
+            .map_while(move |(number, word)| {
+                let word = word.load(Acquire);
+                let log2 = page::log2(word);
+                if word == 0 || !(page::MIN_LOG2..=page::MAX_LOG2).contains(&log2) {
+                    return Some((number, &[][..]));
+                }
+                let slots = part(heap, page::offset(word), 1 << log2).unwrap_or(&[]);
+                room = room.checked_sub(slots.len())?;
+                Some((number, slots))
+            })
+            .flat_map(move |(number, slots)| {
                 slots.chunks_exact(2).filter_map(move |slot| {
                     let (key, value) = (slot[0].load(Acquire), slot[1].load(Relaxed));
-                    if key == 0 {
+                    let addr = entry::addr(key);
+                    if key == 0 || addr >> page::SHIFT != number {
                         return None;
                     }
-                    let addr = entry::addr(key);
                     let flags = entry::flags(value);
                     let mut size = u64::from(entry::size(value));
                     if entry::size(value) == entry::SIZE_BIG {

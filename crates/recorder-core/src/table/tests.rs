@@ -1,12 +1,12 @@
 use super::*;
-use crate::testing::{Memory, no_punch};
+use crate::testing::{Memory, by_touch};
 use leakscope_wire::Reader;
 use proptest::prelude::*;
 use std::collections::HashMap;
 use std::vec::Vec;
 
 fn table(memory: &Memory) -> Table<'_> {
-    let heap = Heap::new(memory.segment(), std::thread::yield_now, no_punch);
+    let heap = Heap::new(memory.segment(), std::thread::yield_now, by_touch);
     Table::new(memory.segment(), heap, std::thread::yield_now)
 }
 
@@ -89,7 +89,6 @@ fn grows_until_the_segment_is_full_then_drops() {
     let table = table(&memory);
     let mut kept = 0u64;
     for i in 1..2_000_000u64 {
-        // One granule: one shard takes everything.
         if table.insert(
             0x10_0000_0000 + i % 65536 * 16 + ((i / 65536) << 20),
             entry(i, 1),
@@ -107,15 +106,19 @@ fn grows_until_the_segment_is_full_then_drops() {
 fn full_buckets_forget_in_any_order() {
     let memory = Memory::new();
     let table = table(&memory);
-    // No room to grow: the shard fills up to its last slot but one.
-    let heap = Heap::new(memory.segment(), std::thread::yield_now, no_punch);
+    // No room to grow: the page fills up to its last slot but one.
+    let heap = Heap::new(memory.segment(), std::thread::yield_now, by_touch);
     let at = |i: u64| 0x7700_0000 + i * 40;
-    assert_eq!(table.insert(at(0), entry(1, 1)), Inserted::New);
-    while heap.take(11).is_some() {}
-    while heap.take(10).is_some() {}
-    let kept = (1..)
+    for i in 0..31 {
+        assert_eq!(table.insert(at(i), entry(i, 1)), Inserted::New);
+    }
+    for log2 in (6..15).rev() {
+        while heap.take(log2).is_some() {}
+    }
+    let kept = (31..)
         .take_while(|&i| table.insert(at(i), entry(i, 1)) == Inserted::New)
-        .count() as u64;
+        .count() as u64
+        + 30;
     assert_eq!(kept, 62);
     for i in 0..=kept {
         let i = (i * 37 + 11) % (kept + 1);
@@ -123,6 +126,63 @@ fn full_buckets_forget_in_any_order() {
         assert_eq!(table.remove(at(i)), None, "{i}");
     }
     assert_eq!(Reader::new(memory.segment()).blocks().count(), 0);
+}
+
+#[test]
+fn memory_of_emptied_pages_is_used_again() {
+    let memory = Memory::new();
+    let table = table(&memory);
+    let next = || memory.segment().word(word::HEAP_NEXT).load(Relaxed);
+    let mut high = 0;
+    for round in 0..13u64 {
+        // Other pages of the same granules each time.
+        let at = |i: u64| 0x9000_0000 + (i / 97) * 0x10_0000 + round * 4096 + i % 97 * 32;
+        for i in 0..9700 {
+            assert_eq!(table.insert(at(i), entry(24, 1)), Inserted::New);
+        }
+        assert_eq!(Reader::new(memory.segment()).blocks().count(), 9700);
+        for i in 0..9700 {
+            assert_eq!(table.remove(at(i)), Some(entry(24, 1)));
+        }
+        if round == 0 {
+            high = next();
+        }
+    }
+    assert_eq!(Reader::new(memory.segment()).blocks().count(), 0);
+    assert_eq!(next(), high);
+}
+
+#[test]
+fn granules_that_collide_are_told_apart() {
+    let memory = Memory::new();
+    let table = table(&memory);
+    // All granules whose home is one slot.
+    let home = granule::home(0x7f00_0000_0000 >> granule::SHIFT);
+    let all: Vec<u64> = (64..1 << 27)
+        .step_by(64)
+        .map(|n| n + home as u64 % 64)
+        .filter(|n| granule::home(*n) == home)
+        .take(granule::PROBES + 3)
+        .collect();
+    for (i, number) in all.iter().enumerate() {
+        let inserted = table.insert(number << granule::SHIFT | 0x40, entry(i as u64, 1));
+        let expected = if i < granule::PROBES {
+            Inserted::New
+        } else {
+            Inserted::Dropped
+        };
+        assert_eq!(inserted, expected);
+    }
+    assert!(table.lock_all());
+    table.unlock_all();
+    assert_eq!(
+        Reader::new(memory.segment()).blocks().count(),
+        granule::PROBES
+    );
+    for (i, number) in all.iter().enumerate().take(granule::PROBES) {
+        let removed = table.remove(number << granule::SHIFT | 0x40);
+        assert_eq!(removed, Some(entry(i as u64, 1)));
+    }
 }
 
 #[test]
