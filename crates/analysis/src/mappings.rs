@@ -8,12 +8,36 @@
 //! its own contents point to is lost, while two mappings that hold each other
 //! are not told apart from mappings in use.
 
-use crate::mark::{Marked, for_each_holding_word};
+use crate::mark::{Heuristics, Marked, for_each_holding_word, mark_watching};
 use crate::roots::RootPlan;
 use leakscope_memory::MemoryReader;
 use leakscope_model::{Addr, LiveBlock, LiveMapping, LossKind, Range};
 
-/// Judges each mapping; the order is kept.
+/// Most pointers from blocks to mappings that are remembered until the
+/// blocks' kinds are known.
+const HELD: usize = 1 << 20;
+
+/// Classifies all `blocks` (ascending by address, see
+/// [`mark`](crate::mark::mark)) and judges each mapping; their order is kept.
+/// The heap is read once for both.
+pub fn mark_and_judge(
+    memory: &dyn MemoryReader,
+    mappings: &[LiveMapping],
+    blocks: &[LiveBlock],
+    plan: &RootPlan,
+    heuristics: &Heuristics,
+) -> (Marked, Vec<(LiveMapping, LossKind)>) {
+    let mut watch = Watch::new(mappings);
+    let marked = mark_watching(memory, blocks, plan, heuristics, &mut watch);
+    let kinds = match watch.settle(&marked, plan) {
+        Some(kinds) => mappings.iter().copied().zip(kinds).collect(),
+        None => judge(memory, mappings, blocks, &marked, plan),
+    };
+    (marked, kinds)
+}
+
+/// Judges each mapping after the blocks, reading the heap again; the order is
+/// kept.
 ///
 /// `blocks`, `marked` and `plan` are those of the same picture.
 pub fn judge(
@@ -25,9 +49,7 @@ pub fn judge(
 ) -> Vec<(LiveMapping, LossKind)> {
     let mut targets = Targets::new(mappings);
     if !mappings.is_empty() {
-        for word in plan.words.iter().chain(&plan.start_words) {
-            targets.see(*word, None, LossKind::Reachable);
-        }
+        targets.registers(plan);
         for_each_holding_word(memory, blocks, marked, plan, |at, word, kind| {
             targets.see(word, Some(at), kind);
         });
@@ -35,7 +57,95 @@ pub fn judge(
     mappings.iter().copied().zip(targets.kinds).collect()
 }
 
+/// Pointers to mappings, seen while blocks are marked.
+#[derive(Default)]
+pub(crate) struct Watch {
+    targets: Targets,
+    /// From blocks: the block, the mapping's place, and whether it is the
+    /// mapping's start.
+    held: Vec<(u32, usize, bool)>,
+    gave_up: bool,
+}
+
+impl Watch {
+    fn new(mappings: &[LiveMapping]) -> Watch {
+        Watch {
+            targets: Targets::new(mappings),
+            ..Watch::default()
+        }
+    }
+
+    /// From the first mapping to the end of the highest: start and length;
+    /// the length is 0 when there is nothing to watch.
+    pub(crate) fn span(&self) -> (u64, u64) {
+        let span = self.targets.span;
+        (span.start.0, span.end.0.saturating_sub(span.start.0))
+    }
+
+    /// Root memory that begins at `start`.
+    pub(crate) fn root(&mut self, start: u64, bytes: &[u8]) {
+        let (low, span) = self.span();
+        if span == 0 {
+            return;
+        }
+        for (at, word) in (start..).step_by(8).zip(bytes.as_chunks::<8>().0) {
+            let word = u64::from_le_bytes(*word);
+            if word.wrapping_sub(low) < span {
+                self.targets.see(word, Some(Addr(at)), LossKind::Reachable);
+            }
+        }
+    }
+
+    /// The block number `block`, at `at`, holds `word`. Roots come before
+    /// blocks.
+    pub(crate) fn held(&mut self, word: u64, block: u32, at: Addr) {
+        let Some((place, start)) = self.targets.find(word, Some(at)) else {
+            return;
+        };
+        // What roots hold need not be remembered: it cannot become better.
+        let best = if start {
+            LossKind::Reachable
+        } else {
+            LossKind::Possible
+        };
+        let known = self.targets.kinds.get(place);
+        if known.is_some_and(|known| *known >= best)
+            || self.held.last() == Some(&(block, place, start))
+        {
+            return;
+        }
+        if self.held.len() < HELD {
+            self.held.push((block, place, start));
+        } else {
+            self.gave_up = true;
+        }
+    }
+
+    /// Not all blocks were seen, or under other numbers.
+    pub(crate) fn give_up(&mut self) {
+        self.gave_up = true;
+    }
+
+    /// The mappings' kinds, now that the blocks' are known; `None` when not
+    /// all pointers are.
+    fn settle(mut self, marked: &Marked, plan: &RootPlan) -> Option<Vec<LossKind>> {
+        if self.gave_up && !self.targets.kinds.is_empty() {
+            return None;
+        }
+        self.targets.registers(plan);
+        for (block, place, start) in self.held {
+            if let Some(kind @ (LossKind::Reachable | LossKind::Possible)) =
+                marked.kinds.get(block as usize)
+            {
+                self.targets.improve(place, start, *kind);
+            }
+        }
+        Some(self.targets.kinds)
+    }
+}
+
 /// The mappings in address order, and the best seen of each.
+#[derive(Default)]
 struct Targets {
     /// Range and place in the caller's order.
     ranges: Vec<(Range, usize)>,
@@ -64,25 +174,37 @@ impl Targets {
         }
     }
 
-    /// A word that stands at `at` (`None`: a register), in memory of `kind`.
-    fn see(&mut self, word: u64, at: Option<Addr>, kind: LossKind) {
+    fn registers(&mut self, plan: &RootPlan) {
+        for word in plan.words.iter().chain(&plan.start_words) {
+            self.see(*word, None, LossKind::Reachable);
+        }
+    }
+
+    /// The mapping that a word points to, unless the word stands in it at
+    /// `at`: its place in the caller's order, and whether it is its start.
+    fn find(&self, word: u64, at: Option<Addr>) -> Option<(usize, bool)> {
         let word = Addr(word);
         if !self.span.contains(word) {
-            return;
+            return None;
         }
         let next = self.ranges.partition_point(|(r, _)| r.start <= word);
-        let Some((range, place)) = next.checked_sub(1).and_then(|i| self.ranges.get(i)) else {
-            return;
-        };
+        let (range, place) = self.ranges.get(next.checked_sub(1)?)?;
         if !range.contains(word) || at.is_some_and(|at| range.contains(at)) {
-            return;
+            return None;
         }
-        let seen = if range.start == word {
-            kind
-        } else {
-            LossKind::Possible
-        };
-        if let Some(best) = self.kinds.get_mut(*place) {
+        Some((*place, range.start == word))
+    }
+
+    /// A word that stands at `at` (`None`: a register), in memory of `kind`.
+    fn see(&mut self, word: u64, at: Option<Addr>, kind: LossKind) {
+        if let Some((place, start)) = self.find(word, at) {
+            self.improve(place, start, kind);
+        }
+    }
+
+    fn improve(&mut self, place: usize, start: bool, kind: LossKind) {
+        let seen = if start { kind } else { LossKind::Possible };
+        if let Some(best) = self.kinds.get_mut(place) {
             *best = seen.max(*best);
         }
     }
@@ -141,6 +263,8 @@ mod tests {
         let marked = mark(&memory, &blocks, &plan, &Heuristics::NONE);
         let judged = judge(&memory, &mappings, &blocks, &marked, &plan);
         assert_eq!(judged[0].0, mappings[0]);
+        let together = mark_and_judge(&memory, &mappings, &blocks, &plan, &Heuristics::NONE);
+        assert_eq!(together, (marked, judged.clone()));
         judged.into_iter().map(|(_, kind)| kind).collect()
     }
 
@@ -170,5 +294,113 @@ mod tests {
             kinds(&[(ROOT, second + 8), (second, B)], &[]),
             [Possible, Definite]
         );
+    }
+
+    /// Another order of blocks than the marker's: numbers differ.
+    #[test]
+    fn impossible_blocks_do_not_shift_the_others() {
+        let mut memory = FakeMemory::new();
+        memory
+            .region(ROOT, 0x1000, "rw-p", "/bin/program")
+            .region(HEAP, 0x1000, "rw-p", "[heap]")
+            .region(A, LEN, "rw-p", "")
+            .word(ROOT, HEAP + 0x40)
+            .word(HEAP + 0x40, A);
+        let block = |addr: u64| LiveBlock {
+            addr: Addr(addr),
+            size: 24,
+            stack: StackId(0),
+            family: Family::Malloc,
+            ignored: false,
+            age_cs: 0,
+            weight: 1.0,
+        };
+        let blocks = [block(HEAP + 3), block(HEAP + 0x10), block(HEAP + 0x40)];
+        let mapping = LiveMapping {
+            addr: Addr(A),
+            len: LEN,
+            stack: StackId(0),
+        };
+        let plan = RootPlan {
+            ranges: vec![(Range::new(ROOT, ROOT + 0x1000), RootKind::Globals)],
+            ..RootPlan::default()
+        };
+        let (_, judged) = mark_and_judge(&memory, &[mapping], &blocks, &plan, &Heuristics::NONE);
+        assert_eq!(judged, [(mapping, Reachable)]);
+    }
+
+    #[test]
+    fn too_many_pointers_are_read_again() {
+        let mapping = LiveMapping {
+            addr: Addr(A),
+            len: LEN,
+            stack: StackId(0),
+        };
+        let mut watch = Watch::new(&[mapping]);
+        for block in 0..=HELD as u32 {
+            watch.held(A, block, Addr(HEAP));
+        }
+        assert!(
+            watch
+                .settle(&Marked::default(), &RootPlan::default())
+                .is_none()
+        );
+    }
+
+    proptest::proptest! {
+        /// Judged together or one after the other: the same.
+        #[test]
+        fn one_reading_is_enough(
+            words in proptest::collection::vec((0u64..64, 0u64..5, 0u64..4), 0..40),
+            registers in proptest::collection::vec((0u64..5, 0u64..3), 0..3),
+        ) {
+            // Places: 16 words of roots, six blocks of eight words in the
+            // heap and the mapping A, where the sixth block lies.
+            let place = |n: u64| match n {
+                0..16 => ROOT + 8 * n,
+                16..56 => HEAP + 8 * (n - 16) + 16,
+                _ => A + 0x100 + 8 * (n - 56),
+            };
+            let target = |to: u64, offset: u64| match to {
+                0 => A + offset * 0x108,
+                1 => B + offset * 0x108,
+                to => HEAP + 64 * (to - 2) + 16 + offset * 8,
+            };
+            let mut memory = FakeMemory::new();
+            memory
+                .region(ROOT, 0x1000, "rw-p", "/bin/program")
+                .region(HEAP, 0x1000, "rw-p", "[heap]")
+                .region(A, LEN, "rw-p", "")
+                .region(B, LEN, "rw-p", "");
+            for (at, to, offset) in words {
+                memory.word(place(at), target(to, offset));
+            }
+            let starts = (0..5).map(|n| HEAP + 64 * n + 16).chain([A + 0x100]);
+            let blocks: Vec<LiveBlock> = starts
+                .map(|addr| LiveBlock {
+                    addr: Addr(addr),
+                    size: 64,
+                    stack: StackId(0),
+                    family: Family::Malloc,
+                    ignored: false,
+                    age_cs: 0,
+                    weight: 1.0,
+                })
+                .collect();
+            let mappings = [A, B].map(|addr| LiveMapping {
+                addr: Addr(addr),
+                len: LEN,
+                stack: StackId(0),
+            });
+            let plan = RootPlan {
+                ranges: vec![(Range::new(ROOT, ROOT + 0x1000), RootKind::Globals)],
+                words: registers.iter().map(|(to, offset)| target(*to, *offset)).collect(),
+                ..RootPlan::default()
+            };
+            let marked = mark(&memory, &blocks, &plan, &Heuristics::ALL);
+            let judged = judge(&memory, &mappings, &blocks, &marked, &plan);
+            let together = mark_and_judge(&memory, &mappings, &blocks, &plan, &Heuristics::ALL);
+            proptest::prop_assert_eq!(together, (marked, judged));
+        }
     }
 }

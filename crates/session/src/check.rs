@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::fs;
 
 use leakscope_analysis::mappings;
-use leakscope_analysis::mark::{self, Marked};
+use leakscope_analysis::mark::Marked;
 use leakscope_analysis::roots::{self, RootInput, RootSwitches};
 use leakscope_memory::MemoryReader;
 use leakscope_model::{
@@ -237,9 +237,11 @@ fn reach(
         hints: &table.hints,
         switches: RootSwitches::default(),
     });
-    let marked = mark::mark(memory, blocks, &plan, &supervisor.options.heuristics);
+    let heuristics = &supervisor.options.heuristics;
+    let (marked, mappings) =
+        mappings::mark_and_judge(memory, &table.mappings, blocks, &plan, heuristics);
     Picture {
-        mappings: mappings::judge(memory, &table.mappings, blocks, &marked, &plan),
+        mappings,
         marked,
         roots: plan.counts,
     }

@@ -22,9 +22,12 @@
 //! lost cycle (its lowest block) and to which of several definitely lost
 //! parents an indirectly lost block is counted (the lowest).
 //!
-//! Every block is scanned at most twice: reachable ones first, then possible
-//! ones, whose children cannot improve any more, then the lost ones.
+//! Every block is read once, in the order of addresses, and its pointers are
+//! kept (`graph`); then they are followed from the roots, definite chains
+//! first, then possible ones, whose children cannot improve any more. What is
+//! left is lost (`lost`).
 
+mod graph;
 mod heuristics;
 mod index;
 mod lost;
@@ -34,22 +37,26 @@ mod tests;
 
 pub use heuristics::{Heuristics, UnknownHeuristic};
 
+use crate::mappings::Watch;
 use crate::roots::RootPlan;
+use graph::{Graph, Inner, Pointer};
 use heuristics::Judge;
 use index::{Hit, Index};
 use leakscope_memory::MemoryReader;
 use leakscope_model::{Addr, LiveBlock, LossKind, Range};
-use source::{Image, Peeker, Scanner};
+use source::{Peeker, Scanner};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-/// Blocks scanned at a time: enough for their cache misses to overlap, few
-/// enough that what they point to is still cached when it is scanned.
-const BATCH: usize = 128;
-/// The same where blocks must be read one by one: more are near each other.
+/// Blocks followed at a time: enough for their cache misses to overlap.
+const BATCH: usize = 64;
+/// Blocks read at a time where their pointers are not kept: the more, the
+/// more of them are near each other.
 const DIRECT_BATCH: usize = 1 << 15;
 /// Candidate words gathered before they are looked up.
 const WORDS: usize = 4096;
+/// Interior pointers put off before their idioms are looked at.
+const DEFERRED: usize = 1 << 20;
 
 const UNREACHED: u8 = 0;
 const POSSIBLE: u8 = 1;
@@ -88,12 +95,27 @@ pub fn mark(
     plan: &RootPlan,
     heuristics: &Heuristics,
 ) -> Marked {
+    mark_watching(memory, blocks, plan, heuristics, &mut Watch::default())
+}
+
+/// The same; `watch` is told of every word of roots and blocks that may point
+/// to a mapping, unless it is told that it was not.
+pub(crate) fn mark_watching(
+    memory: &dyn MemoryReader,
+    blocks: &[LiveBlock],
+    plan: &RootPlan,
+    heuristics: &Heuristics,
+    watch: &mut Watch,
+) -> Marked {
     let (usable, positions) = usable(blocks);
-    let image = Image::new(memory, &usable);
-    let judged = judge(memory, &image, &usable, plan, heuristics);
+    let judged = judge(memory, &usable, plan, heuristics, watch, graph::LIMIT);
     match positions {
         None => judged,
-        Some(positions) => spread(judged, &positions, blocks.len()),
+        Some(positions) => {
+            // It was told other numbers than the caller's.
+            watch.give_up();
+            spread(judged, &positions, blocks.len())
+        }
     }
 }
 
@@ -140,23 +162,24 @@ fn spread(judged: Marked, positions: &[u32], blocks: usize) -> Marked {
 
 fn judge(
     memory: &dyn MemoryReader,
-    image: &Image,
     blocks: &[LiveBlock],
     plan: &RootPlan,
     heuristics: &Heuristics,
+    watch: &mut Watch,
+    limit: usize,
 ) -> Marked {
     let index = Index::new(blocks);
-    let mut scanner = Scanner::new(memory, image, blocks);
+    let mut scanner = Scanner::new(memory, blocks);
     let mut sieve = Sieve {
         blocks,
         index: &index,
-        peeker: Peeker::new(memory, image),
+        peeker: Peeker::new(memory),
         judge: Judge::new(*heuristics, memory.map()),
         state: vec![UNREACHED; blocks.len()],
         work: Vec::new(),
         maybe: Vec::new(),
+        deferred: Vec::new(),
         words: Vec::new(),
-        hits: Vec::new(),
     };
 
     for (at, _) in blocks.iter().enumerate().filter(|(_, b)| b.ignored) {
@@ -170,13 +193,20 @@ fn judge(
     sieve.words.extend(&plan.words);
     sieve.resolve(true);
     for (range, _) in &plan.ranges {
-        scanner.range(aligned(range), |_, bytes| sieve.feed(bytes, true));
+        scanner.range(aligned(range), |start, bytes| {
+            watch.root(start, bytes);
+            sieve.feed(bytes, true);
+        });
     }
     sieve.resolve(true);
     let scanned_root_bytes = std::mem::take(&mut scanner.tally.scanned);
 
-    sieve.drain(&mut scanner, true);
-    sieve.drain(&mut scanner, false);
+    let graph = Graph::new(&mut scanner, blocks, &index, watch, limit);
+    if graph.covered() < blocks.len() {
+        watch.give_up();
+    }
+    sieve.drain(&graph, &mut scanner, true);
+    sieve.drain(&graph, &mut scanner, false);
 
     let mut marked = Marked {
         kinds: sieve
@@ -192,7 +222,7 @@ fn judge(
         cycle: vec![false; blocks.len()],
         ..Marked::default()
     };
-    judge_lost(&index, blocks, &mut scanner, &mut marked);
+    judge_lost(&graph, &index, blocks, &mut scanner, &mut marked);
     marked.scanned_root_bytes = scanned_root_bytes;
     marked.scanned_block_bytes = scanner.tally.scanned;
     marked.unreadable_bytes = scanner.tally.unreadable;
@@ -209,9 +239,8 @@ pub(crate) fn for_each_holding_word(
     plan: &RootPlan,
     mut sink: impl FnMut(Addr, u64, LossKind),
 ) {
-    let image = Image::with_limit(memory, &[], 0);
     let (usable, positions) = usable(blocks);
-    let mut scanner = Scanner::new(memory, &image, &usable);
+    let mut scanner = Scanner::new(memory, &usable);
     for (range, _) in &plan.ranges {
         scanner.range(aligned(range), |start, bytes| {
             for (at, word) in (start..).step_by(8).zip(bytes.as_chunks::<8>().0) {
@@ -264,8 +293,11 @@ struct Sieve<'a> {
     work: Vec<u32>,
     /// Possible blocks still to be scanned, and perhaps reachable since.
     maybe: Vec<u32>,
+    /// Interior pointers from reachable memory, which may be idioms for their
+    /// blocks' starts. Looked at last: most of those blocks turn out to be
+    /// reachable anyway.
+    deferred: Vec<Inner>,
     words: Vec<u64>,
-    hits: Vec<(Hit, u64)>,
 }
 
 impl Sieve<'_> {
@@ -291,71 +323,115 @@ impl Sieve<'_> {
         is_inside(self.blocks, hit, word).then_some(hit.block)
     }
 
-    /// Looks up the gathered words. In two loops: the first has independent
-    /// loads, which the processor overlaps, and no unpredictable branch.
+    /// Looks up the gathered words.
     fn resolve(&mut self, definite: bool) {
-        let mut hits = std::mem::take(&mut self.hits);
-        hits.extend(
-            self.words
-                .drain(..)
-                .filter_map(|word| Some((self.index.find(word)?, word))),
-        );
-        for (hit, word) in hits.drain(..) {
-            let Some(state) = self.state.get_mut(hit.block as usize) else {
+        let words = std::mem::take(&mut self.words);
+        for &word in &words {
+            let Some(hit) = self.index.find(word) else {
                 continue;
             };
-            if *state == REACHABLE || (*state == POSSIBLE && !definite) {
-                continue;
-            }
-            let mut start = hit.start;
-            if !start {
-                let Some(block) = self.blocks.get(hit.block as usize) else {
-                    continue;
-                };
-                if word - block.addr.0 >= block.size {
-                    continue;
-                }
-                start = definite
-                    && self
-                        .judge
-                        .is_start(&mut self.peeker, block.addr.0, block.size, word);
-            }
-            if start && definite {
-                *state = REACHABLE;
-                self.work.push(hit.block);
-            } else if *state == UNREACHED {
-                *state = POSSIBLE;
-                self.maybe.push(hit.block);
+            if hit.start {
+                self.follow(Pointer::Start(hit.block), definite);
+            } else if is_inside(self.blocks, hit, word) {
+                let block = hit.block;
+                self.follow(Pointer::Inner(Inner { word, block }), definite);
             }
         }
-        self.hits = hits;
+        self.words = words;
+        self.words.clear();
     }
 
-    /// Scans pending blocks, and what they lead to, until none is left.
-    fn drain(&mut self, scanner: &mut Scanner<'_>, definite: bool) {
-        let mut batch = Vec::new();
-        let size = if scanner.is_all_copied() {
-            BATCH
-        } else {
-            DIRECT_BATCH
+    /// A pointer was found in memory that is reachable (`definite`) or
+    /// possible.
+    #[inline]
+    fn follow(&mut self, pointer: Pointer, definite: bool) {
+        let block = match pointer {
+            Pointer::Start(block) => {
+                if definite {
+                    return self.reach(block);
+                }
+                block
+            }
+            Pointer::Inner(inner) => inner.block,
         };
+        let Some(state) = self.state.get_mut(block as usize) else {
+            return;
+        };
+        if *state == REACHABLE {
+            return;
+        }
+        if *state == UNREACHED {
+            *state = POSSIBLE;
+            self.maybe.push(block);
+        }
+        if let Pointer::Inner(inner) = pointer
+            && definite
+        {
+            self.deferred.push(inner);
+        }
+    }
+
+    /// Looks whether the deferred pointers are idioms.
+    fn settle(&mut self) {
+        let mut deferred = std::mem::take(&mut self.deferred);
+        for inner in deferred.drain(..) {
+            if self.state.get(inner.block as usize) == Some(&REACHABLE) {
+                continue;
+            }
+            let Some(block) = self.blocks.get(inner.block as usize) else {
+                continue;
+            };
+            let (addr, size) = (block.addr.0, block.size);
+            if self
+                .judge
+                .is_start(&mut self.peeker, addr, size, inner.word)
+            {
+                self.reach(inner.block);
+            }
+        }
+        self.deferred = deferred;
+    }
+
+    /// Follows the pointers of pending blocks, and of what they lead to,
+    /// until none is left.
+    fn drain(&mut self, graph: &Graph, scanner: &mut Scanner<'_>, definite: bool) {
+        let covered = graph.covered();
+        let mut places: Vec<(u32, u32)> = Vec::with_capacity(BATCH);
+        let mut direct: Vec<u32> = Vec::new();
         loop {
             let (list, kind) = if definite {
                 (&mut self.work, REACHABLE)
             } else {
                 (&mut self.maybe, POSSIBLE)
             };
-            let from = list.len().saturating_sub(size);
-            let state = &self.state;
-            batch.extend(
-                list.drain(from..)
-                    .filter(|at| state.get(*at as usize) == Some(&kind)),
-            );
-            if batch.is_empty() && list.is_empty() {
+            let from = list.len().saturating_sub(BATCH);
+            for at in list.drain(from..) {
+                if self.state.get(at as usize) != Some(&kind) {
+                    continue;
+                }
+                if (at as usize) < covered {
+                    places.push(graph.place(at));
+                } else {
+                    direct.push(at);
+                }
+            }
+            for place in places.drain(..) {
+                for pointer in graph.pointers(place) {
+                    self.follow(pointer, definite);
+                }
+            }
+            let more = if definite { &self.work } else { &self.maybe };
+            if !more.is_empty() && direct.len() < DIRECT_BATCH && self.deferred.len() < DEFERRED {
+                continue;
+            }
+            if !direct.is_empty() {
+                scanner.blocks(&mut direct, |_, bytes| self.feed(bytes, definite));
+                self.resolve(definite);
+            } else if !self.deferred.is_empty() {
+                self.settle();
+            } else {
                 return;
             }
-            scanner.blocks(&mut batch, |_, bytes| self.feed(bytes, definite));
-            self.resolve(definite);
         }
     }
 }
@@ -380,7 +456,13 @@ fn is_inside(blocks: &[LiveBlock], hit: Hit, word: u64) -> bool {
 }
 
 /// Splits the unreached blocks into definite and indirect.
-fn judge_lost(index: &Index, blocks: &[LiveBlock], scanner: &mut Scanner<'_>, marked: &mut Marked) {
+fn judge_lost(
+    graph: &Graph,
+    index: &Index,
+    blocks: &[LiveBlock],
+    scanner: &mut Scanner<'_>,
+    marked: &mut Marked,
+) {
     let lost: Vec<u32> = (0..blocks.len() as u32)
         .filter(|at| marked.kinds[*at as usize] == LossKind::Definite)
         .collect();
@@ -392,40 +474,36 @@ fn judge_lost(index: &Index, blocks: &[LiveBlock], scanner: &mut Scanner<'_>, ma
         marked.leader[*at as usize] = number as u32;
     }
     let mut edges = lost::Edges::new(lost.len());
+    let uncovered = lost.partition_point(|at| (*at as usize) < graph.covered());
+    let (covered, uncovered) = lost.split_at(uncovered);
+    for (from, at) in (0..).zip(covered) {
+        for pointer in graph.pointers(graph.place(*at)) {
+            let to = match pointer {
+                Pointer::Start(block) => block,
+                Pointer::Inner(inner) => inner.block,
+            } as usize;
+            if marked.kinds.get(to) == Some(&LossKind::Definite) {
+                edges.add(from, marked.leader[to]);
+            }
+        }
+    }
     let mut batch = Vec::new();
     let mut words = Vec::new();
-    let mut hits: Vec<(u32, Hit, u64)> = Vec::new();
-    let mut pairs: Vec<(u32, u32)> = Vec::new();
-    for part in lost.chunks(BATCH * 8) {
+    for part in uncovered.chunks(DIRECT_BATCH) {
         batch.extend_from_slice(part);
-        let settle = |hits: &mut Vec<(u32, Hit, u64)>, pairs: &mut Vec<(u32, u32)>| {
-            for (from, hit, word) in hits.drain(..) {
+        scanner.blocks(&mut batch, |from, bytes| {
+            gather(index, bytes, &mut words);
+            for word in words.drain(..) {
+                let Some(hit) = index.find(word) else {
+                    continue;
+                };
                 let to = hit.block as usize;
                 if marked.kinds.get(to) == Some(&LossKind::Definite) && is_inside(blocks, hit, word)
                 {
-                    pairs.push((marked.leader[from as usize], marked.leader[to]));
+                    edges.add(marked.leader[from as usize], marked.leader[to]);
                 }
             }
-        };
-        scanner.blocks(&mut batch, |from, bytes| {
-            gather(index, bytes, &mut words);
-            hits.extend(
-                words
-                    .drain(..)
-                    .filter_map(|word| Some((from, index.find(word)?, word))),
-            );
-            if hits.len() >= WORDS {
-                settle(&mut hits, &mut pairs);
-            }
         });
-        settle(&mut hits, &mut pairs);
-        // Copied blocks come before those that had to be read.
-        if !pairs.is_sorted_by_key(|(from, _)| *from) {
-            pairs.sort_by_key(|(from, _)| *from);
-        }
-        for (from, to) in pairs.drain(..) {
-            edges.add(from, to);
-        }
     }
     let judged = lost::judge(edges, lost.len());
     for (number, at) in lost.iter().enumerate() {

@@ -1,29 +1,23 @@
-//! The bytes of blocks and roots, read in large pieces.
-//!
-//! Small blocks are copied up front, whole stretches of heap at a time, as
-//! far as [`IMAGE_LIMIT`] allows. What does not fit is read when it is
-//! scanned: blocks of a batch that lie close together with one read, large
-//! blocks piece by piece.
+//! The bytes of blocks and roots, read in large pieces: blocks that lie close
+//! together with one read, large ones piece by piece, always into the same
+//! buffer.
 
 use super::heuristics::Peek;
 use leakscope_memory::{MemoryMap, MemoryReader};
 use leakscope_model::{Addr, LiveBlock, Range};
 use std::collections::HashMap;
 
-/// Most bytes of small blocks to copy. The marker runs beside a program that
-/// may already use most of the machine.
-const IMAGE_LIMIT: u64 = 1 << 30;
 /// Blocks from here on are streamed: one read each costs nothing then.
 const LARGE: u64 = 1 << 20;
-/// Bytes of one streamed piece.
-const PIECE: u64 = 1 << 20;
-/// Gaps between small blocks up to here are copied along.
-const GAP: u64 = 32 << 10;
-/// The same for blocks that are read when they are scanned.
-const DIRECT_GAP: u64 = 4 << 10;
+/// Bytes of one streamed piece, and most bytes read at once for several
+/// blocks: what was read should still be cached when it is looked at.
+const PIECE: u64 = 256 << 10;
+/// Gaps between blocks up to here are read along: that costs less than
+/// another read.
+const GAP: u64 = 16 << 10;
 const PAGE: u64 = 4096;
-/// Pages kept for the idioms' look-ups outside the image.
-const PEEKED_PAGES: usize = 1024;
+/// Pages kept for the idioms' look-ups.
+const PEEKED_PAGES: usize = 4096;
 
 /// How much was scanned, and what could not be read of it. Bytes.
 #[derive(Clone, Copy, Debug, Default)]
@@ -42,10 +36,6 @@ struct Stretch {
 }
 
 impl Stretch {
-    fn end(&self) -> u64 {
-        self.start + self.bytes.len() as u64
-    }
-
     fn load(&mut self, memory: &dyn MemoryReader, start: u64, len: u64) {
         self.start = start;
         self.holes.clear();
@@ -116,74 +106,9 @@ pub(super) fn extent(blocks: &[LiveBlock], at: u32) -> (u64, u64) {
     (block.addr.0, block.size.min(room))
 }
 
-/// Copies of the small blocks.
-pub(super) struct Image {
-    stretches: Vec<Stretch>,
-    /// No small block was left out.
-    complete: bool,
-}
-
-impl Image {
-    /// Copies small blocks in address order until [`IMAGE_LIMIT`].
-    pub fn new(memory: &dyn MemoryReader, blocks: &[LiveBlock]) -> Image {
-        Image::with_limit(memory, blocks, IMAGE_LIMIT)
-    }
-
-    pub fn with_limit(memory: &dyn MemoryReader, blocks: &[LiveBlock], limit: u64) -> Image {
-        let mut plan: Vec<(u64, u64)> = Vec::new();
-        let mut used = 0;
-        let mut complete = true;
-        for at in 0..blocks.len() as u32 {
-            let (start, len) = extent(blocks, at);
-            if len == 0 || len >= LARGE {
-                continue;
-            }
-            let end = start + len;
-            match plan.last_mut() {
-                Some((_, last)) if start - *last <= GAP => {
-                    used += end - *last;
-                    if used > limit {
-                        complete = false;
-                        break;
-                    }
-                    *last = end;
-                }
-                _ => {
-                    used += len;
-                    if used > limit {
-                        complete = false;
-                        break;
-                    }
-                    plan.push((start, end));
-                }
-            }
-        }
-        let stretches = plan
-            .iter()
-            .map(|(start, end)| {
-                let mut stretch = Stretch::default();
-                stretch.load(memory, *start, end - start);
-                stretch
-            })
-            .collect();
-        Image {
-            stretches,
-            complete,
-        }
-    }
-
-    #[inline]
-    fn holding(&self, start: u64, len: u64) -> Option<(&Stretch, &[u8])> {
-        let i = self.stretches.partition_point(|s| s.end() <= start);
-        let stretch = self.stretches.get(i)?;
-        Some((stretch, stretch.slice(start, len)?))
-    }
-}
-
-/// Reads what is not in the image.
+/// Reads blocks and ranges.
 pub(super) struct Scanner<'a> {
     memory: &'a dyn MemoryReader,
-    image: &'a Image,
     blocks: &'a [LiveBlock],
     buffer: Stretch,
     extents: Vec<(u32, u64, u64)>,
@@ -191,24 +116,14 @@ pub(super) struct Scanner<'a> {
 }
 
 impl<'a> Scanner<'a> {
-    pub fn new(
-        memory: &'a dyn MemoryReader,
-        image: &'a Image,
-        blocks: &'a [LiveBlock],
-    ) -> Scanner<'a> {
+    pub fn new(memory: &'a dyn MemoryReader, blocks: &'a [LiveBlock]) -> Scanner<'a> {
         Scanner {
             memory,
-            image,
             blocks,
             buffer: Stretch::default(),
             extents: Vec::new(),
             tally: Tally::default(),
         }
-    }
-
-    /// True when no small block must be read any more.
-    pub fn is_all_copied(&self) -> bool {
-        self.image.complete
     }
 
     /// Hands over `range` in pieces with their addresses. A range whose ends
@@ -240,44 +155,24 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// Hands over the bytes of each block in `batch` (a large block in
-    /// several pieces, one after the other) and empties the batch.
+    /// Hands over the bytes of each block in `batch` in ascending order (a
+    /// large block in several pieces, one after the other) and empties the
+    /// batch. Blocks without bytes are left out.
     pub fn blocks(&mut self, batch: &mut Vec<u32>, mut sink: impl FnMut(u32, &[u8])) {
         let mut extents = std::mem::take(&mut self.extents);
         extents.clear();
-        // The loops are apart so that the cache misses of a batch overlap:
-        // first the blocks' records, then their first bytes, then the scan.
-        extents.extend(batch.drain(..).map(|at| {
+        extents.extend(batch.drain(..).filter_map(|at| {
             let (start, len) = extent(self.blocks, at);
-            (at, start, len)
+            (len > 0).then_some((at, start, len))
         }));
-        let mut touched = 0u8;
-        for &(_, start, len) in &extents {
-            if let Some((_, [first, ..])) = self.image.holding(start, len) {
-                touched = touched.wrapping_add(*first);
-            }
-        }
-        std::hint::black_box(touched);
-        extents.retain(|&(at, start, len)| {
-            let Some((stretch, bytes)) = self.image.holding(start, len) else {
-                return len > 0;
-            };
-            self.tally.scanned += len;
-            if !stretch.holes.is_empty() {
-                self.tally.unreadable += stretch.unreadable(start, len);
-            }
-            sink(at, bytes);
-            false
-        });
-        if !extents.is_empty() {
+        if !extents.is_sorted() {
             extents.sort_unstable();
-            self.direct(&extents, &mut sink);
         }
+        self.read(&extents, &mut sink);
         self.extents = extents;
     }
 
-    /// Blocks outside the image, ascending.
-    fn direct(&mut self, extents: &[(u32, u64, u64)], sink: &mut impl FnMut(u32, &[u8])) {
+    fn read(&mut self, extents: &[(u32, u64, u64)], sink: &mut impl FnMut(u32, &[u8])) {
         let mut from = 0;
         while let Some(&(at, start, len)) = extents.get(from) {
             if len >= LARGE {
@@ -288,17 +183,20 @@ impl<'a> Scanner<'a> {
             let mut end = start + len;
             let mut to = from + 1;
             while let Some(&(_, next, len)) = extents.get(to) {
-                if next - end > DIRECT_GAP || next + len - start > PIECE {
+                if next - end > GAP || next + len - start > PIECE {
                     break;
                 }
                 end = next + len;
                 to += 1;
             }
             self.buffer.load(self.memory, start, end - start);
+            let whole = self.buffer.holes.is_empty();
             for &(at, start, len) in &extents[from..to] {
                 if let Some(bytes) = self.buffer.slice(start, len) {
                     self.tally.scanned += len;
-                    self.tally.unreadable += self.buffer.unreadable(start, len);
+                    if !whole {
+                        self.tally.unreadable += self.buffer.unreadable(start, len);
+                    }
                     sink(at, bytes);
                 }
             }
@@ -310,15 +208,13 @@ impl<'a> Scanner<'a> {
 /// Single look-ups for the idioms.
 pub(super) struct Peeker<'a> {
     memory: &'a dyn MemoryReader,
-    image: &'a Image,
     pages: HashMap<u64, Option<Box<[u8]>>>,
 }
 
 impl<'a> Peeker<'a> {
-    pub fn new(memory: &'a dyn MemoryReader, image: &'a Image) -> Peeker<'a> {
+    pub fn new(memory: &'a dyn MemoryReader) -> Peeker<'a> {
         Peeker {
             memory,
-            image,
             pages: HashMap::new(),
         }
     }
@@ -348,10 +244,6 @@ impl Peek for Peeker<'_> {
     }
 
     fn bytes(&mut self, at: u64, into: &mut [u8]) -> bool {
-        if let Some((_, bytes)) = self.image.holding(at, into.len() as u64) {
-            into.copy_from_slice(bytes);
-            return true;
-        }
         let mut done = 0;
         while done < into.len() {
             let Some(here) = at.checked_add(done as u64) else {

@@ -499,9 +499,10 @@ proptest! {
     }
 
     #[test]
-    fn copied_or_read_alike(world in small_world(), limit in 0u64..400) {
-        let image = Image::with_limit(&world.memory, &world.blocks, limit);
-        let marked = judge(&world.memory, &image, &world.blocks, &plan(), &Heuristics::ALL);
+    fn kept_or_read_again_alike(world in small_world(), limit in 0usize..3) {
+        let watch = &mut Watch::default();
+        let limit = limit * 4;
+        let marked = judge(&world.memory, &world.blocks, &plan(), &Heuristics::ALL, watch, limit);
         prop_assert_eq!(marked, world.with(&Heuristics::ALL));
     }
 }
