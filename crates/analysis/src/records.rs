@@ -8,6 +8,7 @@
 //! record's blocks were freed, and [`stable_ids`] names the records.
 
 mod free_sites;
+mod order;
 mod stable_id;
 mod stack_key;
 #[cfg(test)]
@@ -20,7 +21,6 @@ use leakscope_model::{
     Family, KindTotals, LiveBlock, LiveTable, LossKind, SampleEstimate, StackId,
 };
 use stack_key::{StackKey, StackKeys};
-use std::cmp::{Ordering, Reverse};
 use std::collections::HashMap;
 use std::fmt;
 use std::str::FromStr;
@@ -243,7 +243,7 @@ pub fn merge(
 ) -> Vec<RawRecord> {
     let by_id = group_by_id(table, classes);
     let (merged, stacks) = merge_groups(table, by_id, resolution);
-    let mut records: Vec<RawRecord> = (0..)
+    let records: Vec<RawRecord> = (0..)
         .zip(merged.of.iter().zip(&merged.sums).zip(stacks))
         .map(|(place, ((of, sums), stacks))| {
             let first = sums.examples().first();
@@ -272,8 +272,7 @@ pub fn merge(
             record
         })
         .collect();
-    records.sort_unstable_by(|a, b| order(table, a, b));
-    records
+    order::sort(table, records)
 }
 
 /// No group yet.
@@ -408,24 +407,4 @@ fn merge_groups(
 fn plus(sum: &mut KindTotals, more: KindTotals) {
     sum.bytes = sum.bytes.saturating_add(more.bytes);
     sum.blocks = sum.blocks.saturating_add(more.blocks);
-}
-
-fn order(table: &LiveTable, a: &RawRecord, b: &RawRecord) -> Ordering {
-    let size = |r: &RawRecord| Reverse(r.bytes.saturating_add(r.indirect.bytes));
-    let blocks = |r: &RawRecord| Reverse(r.blocks.saturating_add(r.indirect.blocks));
-    size(a)
-        .cmp(&size(b))
-        .then_with(|| blocks(a).cmp(&blocks(b)))
-        .then_with(|| a.kind.cmp(&b.kind))
-        .then_with(|| places(table, a.stack).cmp(places(table, b.stack)))
-        .then_with(|| a.examples.cmp(&b.examples))
-}
-
-/// The frames of a stack as module and address in the module.
-fn places(table: &LiveTable, stack: StackId) -> impl Iterator<Item = (u16, u64)> + '_ {
-    table.stacks.frames(stack).map(|frame| {
-        let module = table.modules.get(usize::from(frame.module.0));
-        let bias = module.map_or(0, |m| m.bias);
-        (frame.module.0, frame.pc.0.wrapping_sub(bias))
-    })
 }

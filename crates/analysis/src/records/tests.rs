@@ -1,6 +1,7 @@
 use super::*;
 use leakscope_model::{Addr, Frame, FreeSite, ModuleId, RawFrame, StackTable};
 use proptest::prelude::*;
+use std::cmp::Reverse;
 
 fn frame(pc: u64) -> RawFrame {
     RawFrame {
@@ -407,6 +408,14 @@ proptest! {
                 let blocks: u64 = mine.map(|r| r.blocks).sum();
                 prop_assert_eq!(KindTotals { bytes, blocks }, expected);
             }
+            // The order is the promised one.
+            let place = |r: &RawRecord| {
+                let size = r.bytes + r.indirect.bytes;
+                let count = r.blocks + r.indirect.blocks;
+                let frames: Vec<_> = table.stacks.frames(r.stack).map(|f| f.pc).collect();
+                (Reverse(size), Reverse(count), r.kind, frames, r.examples.clone())
+            };
+            prop_assert!(records.is_sorted_by_key(place));
             // No two records of a kind agree in the frames compared.
             let key = |r: &RawRecord| {
                 let frames = table.stacks.frames(r.stack);
