@@ -13,7 +13,7 @@ use core::sync::atomic::{
     AtomicU32, AtomicU64, AtomicUsize, Ordering::AcqRel, Ordering::Acquire, Ordering::Relaxed,
     Ordering::Release, compiler_fence,
 };
-use leakscope_recorder_core::unwind::StackCache;
+use leakscope_recorder_core::unwind::ThreadStacks;
 
 /// Events that arrive while the thread is inside the recorder (a signal
 /// handler that allocates) wait here.
@@ -57,9 +57,8 @@ pub struct Fields {
     pub pending: [Waiting; PENDING],
     /// The thread's own stack.
     pub stacks: Stacks,
-    /// The last stacks, by call site: sites that take turns, as an insertion
-    /// into a map does, each find their own unchanged.
-    pub last_stacks: [StackCache; SITES],
+    /// The last stacks.
+    pub last_stacks: ThreadStacks,
 }
 
 /// A thread's cell. All zero is a valid, dead cell.
@@ -73,10 +72,6 @@ pub struct Cell {
     fields: UnsafeCell<Fields>,
 }
 
-/// log2 of the stacks that a thread keeps.
-pub const LOG2_SITES: u32 = 3;
-const SITES: usize = 1 << LOG2_SITES;
-
 /// Value of the thread word after the thread's destructors ran.
 pub const ENDED: usize = 1;
 
@@ -85,6 +80,8 @@ const CANARY: u32 = 0x6c65_616b;
 /// The canary's page.
 const HEAD_BYTES: usize = 4096;
 const MAX_CELLS: usize = 2048;
+/// Cells of this many threads may grow larger than others.
+const FEW: usize = 16;
 const CELL_BYTES: usize = (core::mem::size_of::<Cell>() + 4095) & !4095;
 
 static BASE: AtomicUsize = AtomicUsize::new(0);
@@ -177,7 +174,7 @@ pub fn adopt(slot: u16, lot: u32) -> Option<&'static Cell> {
             f.sample_left = 0;
             f.pending_len = 0;
             f.stacks = Stacks::NONE;
-            forget_stacks(&mut f.last_stacks);
+            f.last_stacks.forget(i < FEW);
             cell.busy.store(0, Relaxed);
             cell.live.store(1, Release);
             x86_64::set_thread_word(at);
@@ -185,17 +182,6 @@ pub fn adopt(slot: u16, lot: u32) -> Option<&'static Cell> {
         }
     }
     None
-}
-
-/// Empties the stacks.
-fn forget_stacks(stacks: &mut [StackCache; SITES]) {
-    /// Shorter than the header of a cache.
-    const HEADER: usize = 56;
-    for stack in stacks {
-        // SAFETY: all zero bytes are an empty cache, and a zero header is
-        // enough: it says that nothing is kept.
-        unsafe { core::ptr::write_bytes((&raw mut *stack).cast::<u8>(), 0, HEADER) };
-    }
 }
 
 impl Cell {
@@ -237,7 +223,7 @@ impl Cell {
         // SAFETY: as above.
         unsafe {
             let f = self.fields.get();
-            forget_stacks(&mut (*f).last_stacks);
+            (*f).last_stacks.forget(false);
             (*f).just_freed = 0;
             (*f).last_alloc = 0;
         }

@@ -1,7 +1,7 @@
 //! The recorder of this process: the segment, and what happens on each
 //! event.
 
-use crate::cell::{self, Cell, Inside, LOG2_SITES, Waiting};
+use crate::cell::{self, Cell, Inside, Waiting};
 use crate::{modules, real, stacks, sys, weak, x86_64};
 use core::cell::UnsafeCell;
 use core::mem::MaybeUninit;
@@ -277,17 +277,7 @@ impl Recorder {
         let fields = inside.fields();
         let bounds = stacks::bounds(fields, place.sp as u64);
         let context = place.context();
-        let site = (context.ip ^ context.sp << 20).wrapping_mul(0x9e37_79b9_7f4a_7c15)
-            >> (64 - LOG2_SITES);
-        let Some(last) = fields.last_stacks.get_mut(site as usize) else {
-            return Captured {
-                stack: 0,
-                boundary: 0,
-                cut: true,
-                deep: false,
-            };
-        };
-        let captured = last.capture(&context, bounds, &host, &rows);
+        let captured = fields.last_stacks.capture(&context, bounds, &host, &rows);
         if captured.cut {
             self.count(word::CUT_STACKS);
         }
@@ -341,6 +331,10 @@ impl Recorder {
                 slot.allocated_unsampled(size);
             }
             return;
+        }
+        // On its way while the stack is looked at.
+        if let Some(line) = self.table.near(addr) {
+            x86_64::prefetch(line.as_ptr() as usize);
         }
         let captured = self.capture(inside, place);
         // Inside operator new, but only the block that it returns: a failing
@@ -445,6 +439,8 @@ impl Recorder {
     /// A block is about to be released by `family`.
     #[inline(always)]
     pub fn freed(&'static self, inside: &mut Inside, addr: u64, family: u8, place: Place) {
+        // The allocator is about to look at the header that most keep there.
+        x86_64::prefetch((addr as usize).wrapping_sub(16));
         match self.table.remove(addr) {
             Some(old) => self.released(inside, addr, old, family, place),
             None if self.sample_bytes != 0 => {

@@ -62,6 +62,15 @@ pub fn stack_pointer() -> u64 {
     sp
 }
 
+/// Has the processor fetch the cache line of an address, mapped or not.
+#[inline(always)]
+pub fn prefetch(at: usize) {
+    // SAFETY: a hint, which faults on no address.
+    unsafe {
+        asm!("prefetcht0 byte ptr [{0}]", in(reg) at, options(nostack, preserves_flags, readonly));
+    }
+}
+
 /// The thread control block's address (fs:0 holds it on x86-64 glibc).
 #[inline(always)]
 pub fn thread_control_block() -> u64 {

@@ -341,6 +341,14 @@ impl<'a> Table<'a> {
         Slots::of(&self.heap, page::offset(page), page::log2(page))
     }
 
+    /// Where the entry of `addr` lies, about: for a prefetch.
+    #[inline]
+    pub fn near(&self, addr: u64) -> Option<&'a [[AtomicU64; 2]; WAYS]> {
+        let (_, page) = self.find_page(addr)?;
+        let slots = self.slots(page.load(Relaxed));
+        slots.buckets.get(slots.home(addr))
+    }
+
     /// Records a live block.
     #[inline]
     pub fn insert(&self, addr: u64, new: Entry) -> Inserted {

@@ -61,6 +61,16 @@ pub struct Captured {
     pub deep: bool,
 }
 
+impl Captured {
+    /// No stack.
+    pub const NONE: Captured = Captured {
+        stack: 0,
+        boundary: 0,
+        cut: true,
+        deep: false,
+    };
+}
+
 /// A kept frame. `state` bits: kind of the outermost boundary (6), [`LOST`], [`LAZY`].
 #[derive(Clone, Copy)]
 #[repr(C)]
@@ -124,7 +134,7 @@ struct Step {
 
 /// The previous stack of one thread. All zero bytes are a valid, empty value.
 #[repr(C)]
-pub struct StackCache {
+pub(super) struct StackCache {
     epoch: u64,
     memory_epoch: u64,
     len: usize,
@@ -159,6 +169,18 @@ enum Reached {
     Full,
 }
 
+/// What a capture depends on.
+pub(super) struct Last<'a> {
+    /// The words of stack that must hold.
+    pub(super) slots: &'a [Slot],
+    /// Whatever rbp is.
+    pub(super) any_bp: bool,
+    /// Some slots lie outside the thread's own stack.
+    pub(super) foreign: bool,
+    pub(super) epoch: u64,
+    pub(super) memory_epoch: u64,
+}
+
 /// Frames left when there are too many.
 const HALF: usize = CAP / 2;
 /// Largest limit: with the rest of the half, that much recursion returns before
@@ -166,14 +188,8 @@ const HALF: usize = CAP / 2;
 pub const MAX_DEPTH: usize = HALF - DEEP_WINDOW;
 
 impl StackCache {
-    /// The stack at `context`, of the calling thread, whose own stack is
-    /// `bounds`. The caller keeps a signal handler from entering this for the
-    /// same cache a second time.
-    ///
-    /// Cost: about a nanosecond for each frame that is as before; a look-up in
-    /// `rows` and one in the stack tree for each that is not.
-    #[inline]
-    pub fn capture<H: Host>(
+    /// The stack at `context`, as [`super::ThreadStacks::capture`] says.
+    pub(super) fn capture<H: Host>(
         &mut self,
         context: &Context,
         bounds: StackBounds,
@@ -197,14 +213,39 @@ impl StackCache {
         self.walk(context, bounds, host, rows, at)
     }
 
+    /// What the last capture depends on.
+    pub(super) fn last(&self) -> Last<'_> {
+        let (first, end) = outer_slots(&self.frames, self.last, self.limit);
+        let frame = self.frames.get(self.last);
+        Last {
+            slots: self.slots.get(first..end).unwrap_or(&[]),
+            any_bp: frame.is_some_and(|frame| frame.bp_use().is_idle()),
+            foreign: self.foreign,
+            epoch: self.epoch,
+            memory_epoch: self.memory_epoch,
+        }
+    }
+
     /// Numbers of kept frames and slots.
     #[cfg(test)]
     pub(super) fn size(&self) -> (usize, usize) {
         (self.len, self.slots_len)
     }
 
+    /// Empties it.
+    pub(super) fn clear(&mut self) {
+        self.epoch = 0;
+        self.memory_epoch = 0;
+        self.len = 0;
+        self.last = 0;
+        self.slots_len = 0;
+        self.shifted = false;
+        self.foreign = false;
+        self.probed = Probed::default();
+    }
+
     /// Drops all frames.
-    pub(super) fn forget(&mut self, rows: &RowCache<'_>) {
+    fn forget(&mut self, rows: &RowCache<'_>) {
         self.epoch = rows.epoch();
         self.len = 0;
         self.last = 0;
@@ -244,7 +285,6 @@ impl StackCache {
         }
     }
 
-    #[inline(never)]
     fn walk<H: Host>(
         &mut self,
         context: &Context,
@@ -600,7 +640,7 @@ fn outer_slots(frames: &[Frame], at: usize, limit: usize) -> (usize, usize) {
 
 /// Index of the innermost slot of a range that does not hold its value.
 #[inline]
-fn last_changed(slots: &[Slot], (first, end): (usize, usize)) -> Option<usize> {
+pub(super) fn last_changed(slots: &[Slot], (first, end): (usize, usize)) -> Option<usize> {
     let mut rest = slots.get(first..end).unwrap_or(&[]);
     while let Some((outer, chunk)) = rest.split_last_chunk::<4>() {
         let mut difference = 0;
@@ -626,8 +666,8 @@ fn last_changed(slots: &[Slot], (first, end): (usize, usize)) -> Option<usize> {
 fn held(slot: &Slot) -> u64 {
     // SAFETY: the slot was aligned and readable when it was kept. It lies on
     // the thread's own stack, which stays mapped as long as the thread lives,
-    // or on a foreign one: then `capture` and `walk` drop all frames before
-    // they look if anything was unmapped since (`Host::memory_epoch`).
+    // or on a foreign one: then its keeper drops it before
+    // it looks if anything was unmapped since (`Host::memory_epoch`).
     unsafe { mapped::word(slot.addr) }
 }
 

@@ -1,6 +1,8 @@
 //! The test process as target: fixture library, modules, tree, oracle.
 
-use super::super::{Boundary, Captured, Context, Host, Module, RowCache, StackBounds, StackCache};
+use super::super::{
+    Boundary, Captured, Context, Host, Module, RowCache, StackBounds, ThreadStacks,
+};
 use leakscope_wire::entry::node;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -132,8 +134,8 @@ pub(super) struct Target {
     pub(super) process: Process,
     pub(super) bounds: StackBounds,
     rows: Vec<AtomicU64>,
-    kept: RefCell<Box<StackCache>>,
-    fresh: RefCell<Box<StackCache>>,
+    kept: RefCell<Box<ThreadStacks>>,
+    fresh: RefCell<Box<ThreadStacks>>,
     fresh_rows: Vec<AtomicU64>,
     pub(super) seen: Cell<Seen>,
     pub(super) counted: Cell<u64>,
@@ -160,8 +162,8 @@ impl Target {
             },
             bounds: own_stack(),
             rows: rows(),
-            kept: RefCell::new(zeroed()),
-            fresh: RefCell::new(zeroed()),
+            kept: RefCell::new(ready()),
+            fresh: RefCell::new(ready()),
             fresh_rows: rows(),
             seen: Cell::default(),
             counted: Cell::new(0),
@@ -207,7 +209,7 @@ impl Target {
         }
         let rows = RowCache::new(&self.fresh_rows, 0);
         let mut fresh = self.fresh.borrow_mut();
-        fresh.forget(&rows);
+        fresh.forget(true);
         let fresh = fresh.capture(context, self.bounds, &self.process, &rows);
         assert_eq!(kept, fresh, "kept and fresh walks differ");
         let path = self.process.path(kept.stack);
@@ -236,8 +238,15 @@ fn rows() -> Vec<AtomicU64> {
     (0..2 * 8192).map(|_| AtomicU64::new(0)).collect()
 }
 
-/// A stack cache as the recorder gets it.
-pub(super) fn zeroed() -> Box<StackCache> {
+/// Stacks as a thread of the recorder begins with them.
+fn ready() -> Box<ThreadStacks> {
+    let mut stacks = zeroed();
+    stacks.forget(true);
+    stacks
+}
+
+/// Stacks as the recorder gets them.
+fn zeroed() -> Box<ThreadStacks> {
     // SAFETY: documented as valid when all bytes are zero.
     unsafe { Box::new_zeroed().assume_init() }
 }
