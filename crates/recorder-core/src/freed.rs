@@ -39,7 +39,7 @@ pub fn wants_stack(segment: &Segment<'_>, allocated: u32, lot: u32) -> bool {
 #[inline]
 pub fn remember(segment: &Segment<'_>, addr: u64, past: Past) {
     let at = slot(addr);
-    if let Some([key, stacks, ..]) = segment.words(Area::Freed).get(at..at + freed::WORDS) {
+    if let Some([key, stacks]) = segment.words(Area::Freed).get(at..at + freed::WORDS) {
         stacks.store(
             u64::from(past.allocated) << 32 | u64::from(past.freed),
             Relaxed,
@@ -51,7 +51,7 @@ pub fn remember(segment: &Segment<'_>, addr: u64, past: Past) {
 /// What is remembered about `addr`.
 pub fn recall(segment: &Segment<'_>, addr: u64) -> Option<Past> {
     let at = slot(addr);
-    let [key, stacks, ..] = segment.words(Area::Freed).get(at..at + freed::WORDS)? else {
+    let [key, stacks] = segment.words(Area::Freed).get(at..at + freed::WORDS)? else {
         return None;
     };
     let stacks = stacks.load(Relaxed);
@@ -61,15 +61,17 @@ pub fn recall(segment: &Segment<'_>, addr: u64) -> Option<Past> {
     })
 }
 
-/// log2 of the rows in a page, of both tables.
+/// log2 of the rows in a page of the pairs.
 const PAGE_ROWS: u32 = 7;
+/// The same, of the freed blocks.
+const PAGE_FREED: u32 = 8;
 
 /// First word of the row of `addr`. Blocks of one page of the target share a
 /// page of rows, so that a small heap touches few.
 fn slot(addr: u64) -> usize {
-    let page = entry::hash(addr >> 12 << 3) >> (64 - (freed::LOG2_COUNT - PAGE_ROWS));
-    let row = entry::hash(addr) >> (64 - PAGE_ROWS);
-    (page << PAGE_ROWS | row) as usize * freed::WORDS
+    let page = entry::hash(addr >> 12 << 3) >> (64 - (freed::LOG2_COUNT - PAGE_FREED));
+    let row = entry::hash(addr) >> (64 - PAGE_FREED);
+    (page << PAGE_FREED | row) as usize * freed::WORDS
 }
 
 /// Where the search for a pair begins. Stacks that were first met one after

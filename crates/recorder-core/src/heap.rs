@@ -53,6 +53,17 @@ impl<'a> Heap<'a> {
     /// A zeroed block of `2^log2` bytes, at least 64: its offset, or `None`
     /// when full.
     pub fn take(&self, log2: u32) -> Option<u64> {
+        self.take_zeroing(log2, 1)
+    }
+
+    /// The same, but what was used before has only its even words zeroed: the
+    /// keys of entries.
+    pub fn take_entries(&self, log2: u32) -> Option<u64> {
+        self.take_zeroing(log2, 2)
+    }
+
+    #[inline]
+    fn take_zeroing(&self, log2: u32, each: usize) -> Option<u64> {
         let held = lock::acquire(self.segment.word(word::HEAP_LOCK), self.give_way)?;
         let head = self.list(log2)?;
         let first = head.load(Relaxed);
@@ -62,7 +73,7 @@ impl<'a> Heap<'a> {
             point();
             head.store(block.first().map_or(0, |w| w.load(Relaxed)), Relaxed);
             drop(held);
-            for w in block {
+            for w in block.iter().step_by(each) {
                 w.store(0, Relaxed);
             }
             return Some(offset);

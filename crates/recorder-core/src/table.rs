@@ -36,6 +36,8 @@ use leakscope_wire::layout::{Area, granule, page, word};
 const ENTRY_LOG2: u32 = 4;
 /// log2 of the bytes of a granule's pages.
 const PAGES_LOG2: u32 = granule::SHIFT - page::SHIFT + 3;
+/// Of this many new pages one begins with fewer slots than were needed lately.
+const TRIES: u32 = 16;
 /// Slots of a page are given back when it has no block left, from this on:
 /// smaller ones would come and go with single blocks.
 const GIVEN_BACK_LOG2: u32 = 9;
@@ -551,17 +553,22 @@ impl<'a> Table<'a> {
     #[cold]
     fn grow(&self, granule: &Granule, page: u64, old: Slots<'a>, size: u64) -> Option<u64> {
         let hint = &granule[granule::HINT];
-        let largest = hint.load(Relaxed) as u32;
+        let (mut usual, mut pages) = granule::hint(hint.load(Relaxed));
         let log2 = if page == 0 {
-            // As many as there may be of this size, but half of what the
-            // fullest page needed: most are like it, and some are not.
+            // As many as there may be of this size, but not more than pages
+            // hereabouts needed; a little less now and then, because that is
+            // how a need that has gone is found out.
             let many = (1 << page::SHIFT) / (size.saturating_add(23) & !15).max(32);
             let fitting = many.max(1).ilog2() + 1 + ENTRY_LOG2;
-            fitting.min(largest.saturating_sub(1)).max(page::MIN_LOG2)
+            pages += 1;
+            if pages == TRIES {
+                (usual, pages) = (usual.saturating_sub(1), 0);
+            }
+            fitting.min(usual).max(page::MIN_LOG2)
         } else {
             page::log2(page) + 1
         };
-        let offset = self.heap.take(log2)?;
+        let offset = self.heap.take_entries(log2)?;
         let new = Slots::of(&self.heap, offset, log2);
         for [key, value] in old.buckets.as_flattened() {
             let k = key.load(Relaxed);
@@ -575,9 +582,7 @@ impl<'a> Table<'a> {
                 point();
             }
         }
-        if log2 > largest {
-            hint.store(u64::from(log2), Relaxed);
-        }
+        hint.store(granule::pack_hint(usual.max(log2), pages), Relaxed);
         Some(page::pack(offset, page::used(page), log2))
     }
 

@@ -328,8 +328,19 @@ pub mod granule {
     pub const LOCK: usize = 1;
     /// 1 + offset in the heap area of its pages, [`super::page`]; 0 none.
     pub const PAGES: usize = 2;
-    /// log2 of the bytes of its largest page's slots.
+    /// [`hint`].
     pub const HINT: usize = 3;
+
+    /// log2 of the bytes of slots that a page needed lately, and the number of
+    /// pages since that was last lowered.
+    pub const fn hint(word: u64) -> (u32, u32) {
+        (word as u32 & 0xff, (word >> 8) as u32 & 0xff)
+    }
+
+    /// Packs a hint.
+    pub const fn pack_hint(log2: u32, pages: u32) -> u64 {
+        (log2 & 0xff) as u64 | ((pages & 0xff) as u64) << 8
+    }
 
     /// The slot where the search for granule `number` begins.
     pub const fn home(number: u64) -> usize {
@@ -382,12 +393,13 @@ pub mod page {
     }
 }
 
-/// Recently freed block: 4 words.
+/// Recently freed block: 2 words.
 pub mod freed {
     /// Words per row.
-    pub const WORDS: usize = 4;
-    /// log2 of the rows.
-    pub const LOG2_COUNT: u32 = 14;
+    pub const WORDS: usize = 2;
+    /// log2 of the rows: 128 KiB, less than a processor's own cache, because
+    /// every free writes to it.
+    pub const LOG2_COUNT: u32 = 13;
     /// Rows.
     pub const COUNT: usize = 1 << LOG2_COUNT;
     /// Address.
