@@ -346,7 +346,7 @@ impl<'a> Table<'a> {
     /// Where the entry of `addr` lies, about: for a prefetch.
     #[inline]
     pub fn near(&self, addr: u64) -> Option<&'a [[AtomicU64; 2]; WAYS]> {
-        let (_, page) = self.find_page(addr)?;
+        let page = self.page(self.granule(addr)?, addr)?;
         let slots = self.slots(page.load(Relaxed));
         slots.buckets.get(slots.home(addr))
     }
@@ -466,7 +466,7 @@ impl<'a> Table<'a> {
         }
         let granule = self.granule(addr)?;
         let page = self.page(granule, addr)?;
-        (page.load(Relaxed) != 0).then_some((granule, page))
+        (page::used(page.load(Relaxed)) != 0).then_some((granule, page))
     }
 
     /// Changes stack, flags or birth of a block in place; the size stays.
