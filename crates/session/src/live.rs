@@ -95,22 +95,34 @@ pub(crate) fn table(reader: &Reader<'_>, asking: Asking) -> LiveTable {
     }
 }
 
+/// log2 of the stretches of memory whose blocks the recorder keeps together.
+const PAGE_SHIFT: u32 = 12;
+/// Most blocks of a stretch that are sorted by insertion: as many as a page
+/// has room for, at multiples of 8.
+const PAGE_BLOCKS: usize = 1 << (PAGE_SHIFT - 3);
 /// Fewest blocks of a run, on average, for which runs are put in order as
 /// wholes.
 const RUN: usize = 16;
 
-/// Sorts by address. The recorder keeps the blocks of each stretch of memory
-/// together and ascending: then only those runs are out of order, and moving
-/// them as they are costs a fraction of a sort.
+/// Sorts by address. The recorder keeps the blocks of each page of memory
+/// together and nearly ascending, and the pages of each larger stretch
+/// ascending: blocks are a few places away from their own, and runs are out
+/// of order. Moving both costs a fraction of a sort.
 fn ascending(mut blocks: Vec<LiveBlock>) -> Vec<LiveBlock> {
-    if blocks.is_sorted_by_key(|block| block.addr) {
-        return blocks;
+    let page = |block: &LiveBlock| block.addr.0 >> PAGE_SHIFT;
+    for together in blocks.chunk_by_mut(|a, b| page(a) == page(b)) {
+        if together.len() <= PAGE_BLOCKS {
+            sort_nearly_sorted(together);
+        }
     }
     let most = blocks.len() / RUN;
     let mut runs: Vec<&[LiveBlock]> = blocks
         .chunk_by(|a, b| a.addr <= b.addr)
-        .take(most + 1)
+        .take(most + 2)
         .collect();
+    if runs.len() <= 1 {
+        return blocks;
+    }
     if runs.len() <= most {
         let first = |run: &[LiveBlock]| run.first().map(|block| block.addr);
         let last = |run: &[LiveBlock]| run.last().map(|block| block.addr);
@@ -121,6 +133,20 @@ fn ascending(mut blocks: Vec<LiveBlock>) -> Vec<LiveBlock> {
     }
     blocks.sort_unstable_by_key(|block| block.addr);
     blocks
+}
+
+/// Insertion sort: a step per block and per place that one is away.
+fn sort_nearly_sorted(blocks: &mut [LiveBlock]) {
+    for end in 2..=blocks.len() {
+        let mut rest = blocks.get_mut(..end).unwrap_or_default();
+        while let [.., before, last] = rest
+            && before.addr > last.addr
+        {
+            std::mem::swap(before, last);
+            let shorter = rest.len() - 1;
+            rest = rest.get_mut(..shorter).unwrap_or_default();
+        }
+    }
 }
 
 fn live_block(block: &Block, now: u64, sample: u64) -> LiveBlock {
@@ -231,7 +257,7 @@ pub(crate) fn own_suppressions(reader: &Reader<'_>) -> Vec<u8> {
 mod tests {
     use super::*;
     use crate::segment::{Orders, SharedSegment};
-    use leakscope_wire::layout::{Area, module, shard};
+    use leakscope_wire::layout::{Area, granule, module, page};
     use std::sync::atomic::Ordering::Relaxed;
 
     fn store(words: &[std::sync::atomic::AtomicU64], at: usize, value: u64) {
@@ -242,17 +268,27 @@ mod tests {
     fn converts_what_a_recorder_wrote() {
         let (made, _file) = SharedSegment::create(512 << 20, &Orders::default()).unwrap();
         let segment = made.segment();
-        let shards = segment.words(Area::Shards);
+        let granules = segment.words(Area::Granules);
         let heap = segment.words(Area::Heap);
-        // Shard 3: a table of 2^6 bytes at offset 4096; one block twice.
-        store(shards, 3 * shard::WORDS + shard::TABLE, 4096 << 8 | 6);
+        // The granules' pages at offsets 4096 and 8192, the slots of the first
+        // page of each at 16384 and 16448; one block twice.
+        for (number, pages, slots) in [(0x700, 4096, 16384), (0x500, 8192, 16448)] {
+            let slot = granule::home(number);
+            let group = slot / granule::GROUP;
+            segment.header()[word::GROUPS + group / 64].fetch_or(1 << (group % 64), Relaxed);
+            let row = slot * granule::WORDS;
+            store(granules, row + granule::KEY, number + 1);
+            store(granules, row + granule::PAGES, pages + 1);
+            let packed = page::pack(slots, 2, page::MIN_LOG2);
+            store(heap, pages as usize / 8, packed);
+        }
         for (slot, addr, flags) in [
             (0, 0x7000_0010, entry::FAMILY_NEW),
-            (1, 0x5000_0020, entry::IGNORED),
+            (5, 0x5000_0020, entry::IGNORED),
             (3, 0x7000_0010, entry::FAMILY_NEW),
         ] {
-            store(heap, 512 + slot * 2, entry::key(addr, 13));
-            store(heap, 513 + slot * 2, entry::value(1, flags, 31));
+            store(heap, 2048 + slot * 2, entry::key(addr, 13));
+            store(heap, 2049 + slot * 2, entry::value(1, flags, 31));
         }
         store(segment.header(), word::CLOCK, 113);
         store(segment.header(), word::NODE_NEXT, 2);
@@ -298,7 +334,7 @@ mod tests {
         for word in segment.header() {
             word.store(u64::MAX, Relaxed);
         }
-        for area in [Area::Shards, Area::Modules, Area::Errors, Area::Threads] {
+        for area in [Area::Granules, Area::Modules, Area::Errors, Area::Threads] {
             for word in segment.words(area) {
                 word.store(u64::MAX, Relaxed);
             }
@@ -321,6 +357,13 @@ mod tests {
             live_block(&block, 0, 0)
         };
         let run = |range: std::ops::Range<u64>| range.map(make).collect::<Vec<_>>();
+        let shuffled_pages = |mut blocks: Vec<LiveBlock>| {
+            for page in blocks.chunk_by_mut(|a, b| a.addr.0 >> 12 == b.addr.0 >> 12) {
+                page.rotate_left(3.min(page.len()));
+                page.reverse();
+            }
+            blocks
+        };
         let mut scattered = run(0..1009);
         scattered.sort_by_key(|block| block.addr.0.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let cases = [
@@ -332,6 +375,11 @@ mod tests {
             // Overlapping runs, and a block met twice.
             [run(300..800), run(0..301), run(500..600)].concat(),
             [run(3..4), run(2..3), run(1..2)].concat(),
+            shuffled_pages(run(0..1009)),
+            shuffled_pages([run(512..1009), run(0..512)].concat()),
+            shuffled_pages([run(700..1009), run(0..700)].concat()),
+            // More blocks at one place than a page can hold.
+            std::iter::repeat_n(run(0..97), 7).flatten().collect(),
             scattered,
         ];
         for blocks in cases {
