@@ -88,10 +88,19 @@ impl Watch {
         if span == 0 {
             return;
         }
+        // Most pointers to a mapping come from a structure all over it, and
+        // what is known already need not be looked up again.
+        let mut known = Range::default();
         for (at, word) in (start..).step_by(8).zip(bytes.as_chunks::<8>().0) {
             let word = u64::from_le_bytes(*word);
-            if word.wrapping_sub(low) < span {
-                self.targets.see(word, Some(Addr(at)), LossKind::Reachable);
+            if word.wrapping_sub(low) >= span || known.contains(Addr(word)) {
+                continue;
+            }
+            if let Some((place, start)) = self.targets.find(word, Some(Addr(at))) {
+                self.targets.improve(place, start, LossKind::Reachable);
+                if self.targets.kinds.get(place) == Some(&LossKind::Reachable) {
+                    known = self.targets.range(word);
+                }
             }
         }
     }
@@ -193,6 +202,13 @@ impl Targets {
             return None;
         }
         Some((*place, range.start == word))
+    }
+
+    /// The range of the mapping that a word points to; empty without one.
+    fn range(&self, word: u64) -> Range {
+        let next = self.ranges.partition_point(|(r, _)| r.start.0 <= word);
+        let found = next.checked_sub(1).and_then(|i| self.ranges.get(i));
+        found.map_or(Range::default(), |(range, _)| *range)
     }
 
     /// A word that stands at `at` (`None`: a register), in memory of `kind`.
