@@ -5,7 +5,7 @@ use leakscope_model::{
     ModuleId, Range, RawFrame, RecordedError, RecordedErrorKind, RecordedModule, RootHints,
     StackId, StackTable, ThreadState,
 };
-use leakscope_wire::layout::{FD_COUNT, error, word};
+use leakscope_wire::layout::{FD_COUNT, error, granule, page, word};
 use leakscope_wire::{Block, Reader, entry};
 
 /// Whether a thread waits inside the recorder for the answer.
@@ -95,34 +95,34 @@ pub(crate) fn table(reader: &Reader<'_>, asking: Asking) -> LiveTable {
     }
 }
 
-/// log2 of the stretches of memory whose blocks the recorder keeps together.
-const PAGE_SHIFT: u32 = 12;
-/// Most blocks of a stretch that are sorted by insertion: as many as a page
-/// has room for, at multiples of 8.
-const PAGE_BLOCKS: usize = 1 << (PAGE_SHIFT - 3);
+/// Most blocks of a page that are sorted by insertion: as many as it has room
+/// for, at multiples of 8.
+const PAGE_BLOCKS: usize = 1 << (page::SHIFT - 3);
+/// log2 of the stretches of memory whose pages the recorder keeps together.
+const STRETCH_SHIFT: u32 = granule::SHIFT + granule::GROUP.trailing_zeros();
 /// Fewest blocks of a run, on average, for which runs are put in order as
 /// wholes.
 const RUN: usize = 16;
 
 /// Sorts by address. The recorder keeps the blocks of each page of memory
 /// together and nearly ascending, and the pages of each larger stretch
-/// ascending: blocks are a few places away from their own, and runs are out
-/// of order. Moving both costs a fraction of a sort.
+/// together and ascending: blocks are a few places away from their own, and
+/// stretches are out of order. Moving both costs a fraction of a sort.
 fn ascending(mut blocks: Vec<LiveBlock>) -> Vec<LiveBlock> {
-    let page = |block: &LiveBlock| block.addr.0 >> PAGE_SHIFT;
-    for together in blocks.chunk_by_mut(|a, b| page(a) == page(b)) {
+    let same = |a: &LiveBlock, b: &LiveBlock, shift: u32| a.addr.0 >> shift == b.addr.0 >> shift;
+    for together in blocks.chunk_by_mut(|a, b| same(a, b, page::SHIFT)) {
         if together.len() <= PAGE_BLOCKS {
             sort_nearly_sorted(together);
         }
     }
-    let most = blocks.len() / RUN;
-    let mut runs: Vec<&[LiveBlock]> = blocks
-        .chunk_by(|a, b| a.addr <= b.addr)
-        .take(most + 2)
-        .collect();
-    if runs.len() <= 1 {
+    if blocks.is_sorted_by_key(|block| block.addr) {
         return blocks;
     }
+    let most = blocks.len() / RUN;
+    let mut runs: Vec<&[LiveBlock]> = blocks
+        .chunk_by(|a, b| a.addr <= b.addr && same(a, b, STRETCH_SHIFT))
+        .take(most + 1)
+        .collect();
     if runs.len() <= most {
         let first = |run: &[LiveBlock]| run.first().map(|block| block.addr);
         let last = |run: &[LiveBlock]| run.last().map(|block| block.addr);
@@ -257,7 +257,7 @@ pub(crate) fn own_suppressions(reader: &Reader<'_>) -> Vec<u8> {
 mod tests {
     use super::*;
     use crate::segment::{Orders, SharedSegment};
-    use leakscope_wire::layout::{Area, granule, module, page};
+    use leakscope_wire::layout::{Area, module};
     use std::sync::atomic::Ordering::Relaxed;
 
     fn store(words: &[std::sync::atomic::AtomicU64], at: usize, value: u64) {
@@ -378,6 +378,10 @@ mod tests {
             shuffled_pages(run(0..1009)),
             shuffled_pages([run(512..1009), run(0..512)].concat()),
             shuffled_pages([run(700..1009), run(0..700)].concat()),
+            // Stretches out of order, of which neighbours ascend.
+            [5, 7, 2, 9]
+                .map(|s| run((s << 22)..(s << 22) + 31))
+                .concat(),
             // More blocks at one place than a page can hold.
             std::iter::repeat_n(run(0..97), 7).flatten().collect(),
             scattered,
