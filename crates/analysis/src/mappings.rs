@@ -17,6 +17,11 @@ use leakscope_model::{Addr, LiveBlock, LiveMapping, LossKind, Range};
 /// blocks' kinds are known.
 const HELD: usize = 1 << 20;
 
+/// Places for mappings that are known to be pointed to, and log2 of the bytes
+/// of memory that share a place.
+const KNOWN: usize = 256;
+const KNOWN_SHIFT: u32 = 18;
+
 /// Classifies all `blocks` (ascending by address, see
 /// [`mark`](crate::mark::mark)) and judges each mapping; their order is kept.
 /// The heap is read once for both.
@@ -88,18 +93,25 @@ impl Watch {
         if span == 0 {
             return;
         }
-        // Most pointers to a mapping come from a structure all over it, and
-        // what is known already need not be looked up again.
-        let mut known = Range::default();
+        // Structures all over the mappings point to them again and again:
+        // of those that are known already only the start may tell more.
+        let mut known = [Range::default(); KNOWN];
         for (at, word) in (start..).step_by(8).zip(bytes.as_chunks::<8>().0) {
             let word = u64::from_le_bytes(*word);
-            if word.wrapping_sub(low) >= span || known.contains(Addr(word)) {
+            if word.wrapping_sub(low) >= span {
+                continue;
+            }
+            let slot = known.get_mut((word >> KNOWN_SHIFT) as usize % KNOWN);
+            if let Some(range) = &slot
+                && range.contains(Addr(word))
+                && range.start.0 != word
+            {
                 continue;
             }
             if let Some((place, start)) = self.targets.find(word, Some(Addr(at))) {
                 self.targets.improve(place, start, LossKind::Reachable);
-                if self.targets.kinds.get(place) == Some(&LossKind::Reachable) {
-                    known = self.targets.range(word);
+                if let Some(slot) = slot {
+                    *slot = self.targets.range(word);
                 }
             }
         }
