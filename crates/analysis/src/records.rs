@@ -192,7 +192,7 @@ impl Weighted {
     fn add(&mut self, block: &LiveBlock) {
         // A weight below one is impossible, and a hostile one may be no number.
         let weight = if block.weight.is_finite() {
-            block.weight.max(1.0)
+            f64::from(block.weight.max(1.0))
         } else {
             1.0
         };

@@ -122,7 +122,7 @@ pub struct LiveBlock {
     /// Age in centiseconds of recorder time at the reading.
     pub age_cs: u32,
     /// In sampled mode, how many blocks this one stands for; 1.0 otherwise.
-    pub weight: f64,
+    pub weight: f32,
 }
 
 /// A live application mapping (mmap).

@@ -158,7 +158,7 @@ fn live_block(block: &Block, now: u64, sample: u64) -> LiveBlock {
         family: family(block.flags & entry::FAMILY_MASK),
         ignored: block.flags & entry::IGNORED != 0,
         age_cs: u32::try_from(age).unwrap_or(u32::MAX),
-        weight: weight(block.size, sample),
+        weight: weight(block.size, sample) as f32,
     }
 }
 

@@ -175,7 +175,7 @@ fn sampled_sums_are_scaled_and_carry_their_error() {
     table.sampled_every_bytes = Some(512);
     table.blocks[0].weight = 4.0;
     table.blocks[1].weight = 2.0;
-    table.blocks[2].weight = f64::NAN;
+    table.blocks[2].weight = f32::NAN;
     let records = merge(&table, &Classified::default(), Resolution::High);
     assert_eq!(totals(&records[0]), (Reachable, 1007, 7));
     let estimate = records[0].estimate.expect("sampled");
@@ -191,10 +191,9 @@ fn sampled_sums_are_scaled_and_carry_their_error() {
 fn the_estimator_is_unbiased() {
     let mean = 64.0_f64;
     let sizes = [1_u64, 31, 64, 500];
-    let p: Vec<f64> = sizes
-        .iter()
-        .map(|s| 1.0 - (-(*s as f64) / mean).exp())
-        .collect();
+    let weights = sizes.map(|s| (1.0 / (1.0 - (-(s as f64) / mean).exp())) as f32);
+    // The chances that these weights, as they are rounded, stand for.
+    let p = weights.map(|weight| 1.0 / f64::from(weight));
     let truth: f64 = sizes.iter().map(|s| *s as f64).sum();
     let (mut bytes, mut squares, mut variance) = (0.0, 0.0, 0.0);
     for outcome in 0..1_u32 << sizes.len() {
@@ -204,7 +203,7 @@ fn the_estimator_is_unbiased() {
             if outcome >> i & 1 == 1 {
                 chance *= p[i];
                 let mut sampled = block(0, *size, StackId(0));
-                sampled.weight = 1.0 / p[i];
+                sampled.weight = weights[i];
                 sums.add(&sampled);
             } else {
                 chance *= 1.0 - p[i];
