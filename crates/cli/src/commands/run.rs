@@ -36,10 +36,14 @@ pub fn run(args: args::Run) -> Result<u8, Failure> {
         text: error.text,
     })?;
     plan.deliver(&outcome.report)?;
-    Ok(match plan.fail_on.filter(|f| f.found(&outcome.report)) {
+    let status = match plan.fail_on.filter(|f| f.found(&outcome.report)) {
         Some(_) => plan.error_exitcode,
         None => own_status(outcome.wait_status),
-    })
+    };
+    // The process ends here, and taking millions of names apart one by one
+    // would make the user wait for nothing.
+    std::mem::forget(outcome);
+    Ok(status)
 }
 
 /// The program's status as a shell gives it: its exit status, or 128+N when

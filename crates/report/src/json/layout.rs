@@ -116,6 +116,12 @@ impl Formatter for Layout {
         out: &mut W,
         fragment: &str,
     ) -> io::Result<()> {
+        // Nearly all text is plain; what JSON itself forbids is not in here.
+        // No early end, so that many bytes are looked at at once.
+        let plain = |hostile, byte: &u8| hostile | (*byte >= 0x7f) | (*byte < 0x20);
+        if !fragment.as_bytes().iter().fold(false, plain) {
+            return out.write_all(fragment.as_bytes());
+        }
         let mut rest = fragment;
         while let Some(at) = rest.find(is_hostile) {
             let (plain, tail) = rest.split_at(at);

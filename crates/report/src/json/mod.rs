@@ -7,7 +7,7 @@
 
 mod layout;
 
-use std::io;
+use std::io::{self, Write as _};
 
 use leakscope_model::{
     Command, Consistency, Coverage, ErrorCode, ErrorRecord, ExitKind, Family, Frame, FreeSiteLine,
@@ -36,11 +36,55 @@ impl Sink for Json {
     }
 
     fn write(&self, report: &Report, _: &Options, out: &mut dyn io::Write) -> io::Result<()> {
-        let mut serializer = serde_json::Serializer::with_formatter(&mut *out, Layout::default());
+        let mut pieces = Pieces {
+            gathered: Vec::with_capacity(2 * PIECE),
+            out,
+        };
+        let mut serializer = serde_json::Serializer::with_formatter(&mut pieces, Layout::default());
         ReportShape::from(report)
             .serialize(&mut serializer)
             .map_err(io::Error::from)?;
-        out.write_all(b"\n")
+        pieces.write_all(b"\n")?;
+        pieces.hand_over()
+    }
+}
+
+/// Bytes gathered before they are handed on.
+const PIECE: usize = 64 << 10;
+
+/// Gathers the serialiser's many small parts without a dynamic call each.
+struct Pieces<'a> {
+    gathered: Vec<u8>,
+    out: &'a mut dyn io::Write,
+}
+
+impl Pieces<'_> {
+    fn hand_over(&mut self) -> io::Result<()> {
+        self.out.write_all(&self.gathered)?;
+        self.gathered.clear();
+        Ok(())
+    }
+}
+
+impl io::Write for Pieces<'_> {
+    #[inline]
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.write_all(bytes)?;
+        Ok(bytes.len())
+    }
+
+    #[inline]
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.gathered.extend_from_slice(bytes);
+        if self.gathered.len() >= PIECE {
+            return self.hand_over();
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.hand_over()?;
+        self.out.flush()
     }
 }
 
