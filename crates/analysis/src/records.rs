@@ -20,7 +20,7 @@ pub use stable_id::{stable_id, stable_ids};
 use leakscope_model::{
     Family, KindTotals, LiveBlock, LiveTable, LossKind, SampleEstimate, StackId,
 };
-use stack_key::{StackKey, StackKeys};
+use stack_key::{Keyed, StackKey, StackKeys};
 use std::collections::HashMap;
 use std::fmt;
 use std::str::FromStr;
@@ -363,7 +363,8 @@ fn merge_groups(
     resolution: Resolution,
 ) -> (Groups, Vec<Vec<StackId>>) {
     let mut keys = StackKeys::new(&table.stacks);
-    let mut places: HashMap<(LossKind, StackKey), u32> = HashMap::with_capacity(groups.of.len());
+    let mut places: HashMap<(LossKind, StackKey), u32, Keyed> =
+        HashMap::with_capacity_and_hasher(groups.of.len(), Keyed::default());
     let mut merged = Groups::default();
     let mut stacks: Vec<Vec<StackId>> = Vec::new();
     for (from, (of, sums)) in (0..).zip(groups.of.iter().zip(&groups.sums)) {

@@ -1,7 +1,7 @@
 //! Where the siblings of leaked blocks were freed.
 
 use super::RawRecord;
-use super::stack_key::{LONGEST_PREFIX, StackKey, StackKeys};
+use super::stack_key::{Keyed, LONGEST_PREFIX, StackKey, StackKeys};
 use leakscope_model::{FreeSite, Lifetime, LiveTable, StackId};
 use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
@@ -40,24 +40,23 @@ pub struct FreeSiteIndex<'a> {
     keys: StackKeys<'a>,
     /// Indexes into `free_sites`, per attempt: a short stack has the same key
     /// at several lengths, so the length belongs to the key.
-    by_key: HashMap<(Option<usize>, StackKey), Vec<usize>>,
+    by_key: HashMap<(Option<usize>, StackKey), Vec<usize>, Keyed>,
     /// Answers by key: thousands of records may share a short prefix, each
     /// with thousands of free sites.
-    answers: HashMap<(Option<usize>, StackKey), FreeSites>,
+    answers: HashMap<(Option<usize>, StackKey), FreeSites, Keyed>,
 }
 
 impl<'a> FreeSiteIndex<'a> {
     /// Indexes `table.free_sites`.
     pub fn new(table: &'a LiveTable) -> FreeSiteIndex<'a> {
         let mut keys = StackKeys::new(&table.stacks);
-        let mut by_key: HashMap<_, Vec<usize>> = HashMap::new();
+        let mut by_key: HashMap<_, Vec<usize>, Keyed> = HashMap::default();
         for (i, site) in table.free_sites.iter().enumerate() {
             // The empty stack is unknown, not a site.
             if site.count == 0 || table.stacks.frames(site.allocated).next().is_none() {
                 continue;
             }
-            for frames in ATTEMPTS {
-                let key = (frames, keys.key(site.allocated, frames));
+            for key in keys.keys(site.allocated, &ATTEMPTS) {
                 by_key.entry(key).or_default().push(i);
             }
         }
@@ -65,7 +64,7 @@ impl<'a> FreeSiteIndex<'a> {
             table,
             keys,
             by_key,
-            answers: HashMap::new(),
+            answers: HashMap::default(),
         }
     }
 
@@ -117,7 +116,7 @@ impl<'a> FreeSiteIndex<'a> {
     }
 
     fn summarise(&mut self, sites: &[usize], frames: Option<usize>) -> FreeSites {
-        let mut merged: HashMap<StackKey, usize> = HashMap::new();
+        let mut merged: HashMap<StackKey, usize, Keyed> = HashMap::default();
         // Per free site: its stack with the most frees, that number, and all.
         let mut places: Vec<(StackId, u64, u64)> = Vec::new();
         let (mut samples, mut lifetimes) = (0_u64, 0_u64);

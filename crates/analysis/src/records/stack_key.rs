@@ -2,6 +2,7 @@
 
 use leakscope_model::{RawFrame, StackId, StackTable};
 use std::collections::HashMap;
+use std::hash::{BuildHasher, Hasher, RandomState};
 
 /// The most frames that a [`StackKey::Prefix`] compares.
 pub(super) const LONGEST_PREFIX: usize = 4;
@@ -24,7 +25,7 @@ pub(super) enum StackKey {
 pub(super) struct StackKeys<'a> {
     stacks: &'a StackTable,
     numbers: Vec<u32>,
-    known: HashMap<(u32, RawFrame), u32>,
+    known: HashMap<(u32, RawFrame), u32, Keyed>,
 }
 
 /// Node not numbered yet; the root's number is 0.
@@ -35,7 +36,7 @@ impl<'a> StackKeys<'a> {
         StackKeys {
             stacks,
             numbers: vec![UNKNOWN; stacks.len()],
-            known: HashMap::new(),
+            known: HashMap::default(),
         }
     }
 
@@ -45,12 +46,30 @@ impl<'a> StackKeys<'a> {
         let Some(frames) = frames else {
             return StackKey::Whole(self.number(stack));
         };
+        shortened(&self.innermost(stack), frames)
+    }
+
+    /// The keys of `stack` by each of `lengths` (`None`: by all frames): what
+    /// [`StackKeys::key`] says, at the cost of one walk.
+    pub(super) fn keys<'k>(
+        &mut self,
+        stack: StackId,
+        lengths: &'k [Option<usize>],
+    ) -> impl Iterator<Item = (Option<usize>, StackKey)> + use<'k> {
+        let whole = StackKey::Whole(self.number(stack));
+        let innermost = self.innermost(stack);
+        lengths.iter().map(move |length| {
+            let key = length.map_or(whole, |frames| shortened(&innermost, frames));
+            (*length, key)
+        })
+    }
+
+    fn innermost(&self, stack: StackId) -> [Option<RawFrame>; LONGEST_PREFIX] {
         let mut prefix = [None; LONGEST_PREFIX];
-        let innermost = self.stacks.frames(stack).take(frames);
-        for (slot, frame) in prefix.iter_mut().zip(innermost) {
+        for (slot, frame) in prefix.iter_mut().zip(self.stacks.frames(stack)) {
             *slot = Some(frame);
         }
-        StackKey::Prefix(prefix)
+        prefix
     }
 
     fn number(&mut self, stack: StackId) -> u32 {
@@ -77,5 +96,105 @@ impl<'a> StackKeys<'a> {
             }
         }
         number
+    }
+}
+
+fn shortened(innermost: &[Option<RawFrame>; LONGEST_PREFIX], frames: usize) -> StackKey {
+    let mut prefix = *innermost;
+    prefix.iter_mut().skip(frames).for_each(|slot| *slot = None);
+    StackKey::Prefix(prefix)
+}
+
+/// Hashes a few numbers with a multiplication each, for there are millions of
+/// nodes. The keys are drawn anew in each run, so that a program cannot have
+/// prepared frames that collide.
+pub(super) struct Keyed {
+    start: u64,
+    factor: u64,
+}
+
+impl Default for Keyed {
+    fn default() -> Keyed {
+        let random = RandomState::new();
+        Keyed {
+            start: random.hash_one(0),
+            // An even factor would lose the upper bit.
+            factor: random.hash_one(1) | 1,
+        }
+    }
+}
+
+impl BuildHasher for Keyed {
+    type Hasher = Folded;
+
+    fn build_hasher(&self) -> Folded {
+        Folded {
+            state: self.start,
+            factor: self.factor,
+        }
+    }
+}
+
+pub(super) struct Folded {
+    state: u64,
+    factor: u64,
+}
+
+impl Hasher for Folded {
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(u64::from(*byte));
+        }
+    }
+
+    fn write_u16(&mut self, number: u16) {
+        self.write_u64(u64::from(number));
+    }
+
+    fn write_u32(&mut self, number: u32) {
+        self.write_u64(u64::from(number));
+    }
+
+    fn write_usize(&mut self, number: usize) {
+        self.write_u64(number as u64);
+    }
+
+    /// Both halves of the product, so that every bit reaches every other.
+    fn write_u64(&mut self, number: u64) {
+        let product = u128::from(self.state ^ number) * u128::from(self.factor);
+        self.state = product as u64 ^ (product >> 64) as u64;
+    }
+
+    /// Once more, for the last number has seen one multiplication only.
+    fn finish(&self) -> u64 {
+        let product = u128::from(self.state.rotate_left(32)) * u128::from(self.factor);
+        product as u64 ^ (product >> 64) as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use leakscope_model::{Addr, ModuleId};
+    use std::collections::HashSet;
+
+    #[test]
+    fn neighbours_spread_over_all_places() {
+        for _ in 0..97 {
+            let keyed = Keyed::default();
+            let mut low = HashSet::new();
+            let mut high = HashSet::new();
+            for i in 0..4096u64 {
+                let frame = RawFrame {
+                    module: ModuleId(0),
+                    pc: Addr(0x5555_0000_0000 + i * 16),
+                };
+                let hash = keyed.hash_one((7u32, frame));
+                low.insert(hash & 0xfff);
+                high.insert(hash >> 52);
+            }
+            // Of 4096 drawn at random from as many, about 63 % are hit.
+            assert!(low.len() > 512 && high.len() > 512);
+        }
     }
 }
