@@ -499,6 +499,7 @@ impl Recorder {
         }
         freed::remember(
             &self.segment,
+            inside.fields().slot,
             addr,
             Past {
                 allocated: old.stack,

@@ -35,10 +35,10 @@ pub fn wants_stack(segment: &Segment<'_>, allocated: u32, lot: u32) -> bool {
     lot.is_multiple_of(ONE_IN)
 }
 
-/// Notes that `addr` was freed.
+/// Notes that `addr` was freed by thread number `thread`.
 #[inline]
-pub fn remember(segment: &Segment<'_>, addr: u64, past: Past) {
-    let at = slot(addr);
+pub fn remember(segment: &Segment<'_>, thread: u16, addr: u64, past: Past) {
+    let at = slot(usize::from(thread) % freed::PARTS, addr);
     if let Some([key, stacks]) = segment.words(Area::Freed).get(at..at + freed::WORDS) {
         stacks.store(
             u64::from(past.allocated) << 32 | u64::from(past.freed),
@@ -50,14 +50,17 @@ pub fn remember(segment: &Segment<'_>, addr: u64, past: Past) {
 
 /// What is remembered about `addr`.
 pub fn recall(segment: &Segment<'_>, addr: u64) -> Option<Past> {
-    let at = slot(addr);
-    let [key, stacks] = segment.words(Area::Freed).get(at..at + freed::WORDS)? else {
-        return None;
-    };
-    let stacks = stacks.load(Relaxed);
-    (key.load(Relaxed) == addr).then_some(Past {
-        allocated: (stacks >> 32) as u32,
-        freed: stacks as u32,
+    let rows = segment.words(Area::Freed);
+    (0..freed::PARTS).find_map(|part| {
+        let at = slot(part, addr);
+        let [key, stacks] = rows.get(at..at + freed::WORDS)? else {
+            return None;
+        };
+        let stacks = stacks.load(Relaxed);
+        (key.load(Relaxed) == addr).then_some(Past {
+            allocated: (stacks >> 32) as u32,
+            freed: stacks as u32,
+        })
     })
 }
 
@@ -66,12 +69,12 @@ const PAGE_ROWS: u32 = 7;
 /// The same, of the freed blocks.
 const PAGE_FREED: u32 = 8;
 
-/// First word of the row of `addr`. Blocks of one page of the target share a
+/// First word of the row of `addr` in a part. Blocks of one page of the target share a
 /// page of rows, so that a small heap touches few.
-fn slot(addr: u64) -> usize {
+fn slot(part: usize, addr: u64) -> usize {
     let page = entry::hash(addr >> 12 << 3) >> (64 - (freed::LOG2_COUNT - PAGE_FREED));
     let row = entry::hash(addr) >> (64 - PAGE_FREED);
-    (page << PAGE_FREED | row) as usize * freed::WORDS
+    (part << freed::LOG2_COUNT | (page << PAGE_FREED | row) as usize) * freed::WORDS
 }
 
 /// Where the search for a pair begins. Stacks that were first met one after
@@ -146,7 +149,7 @@ mod tests {
         pairs.sort_unstable();
         assert_eq!(pairs, [(3, 5, 7, 77), (3, 6, 1, 1)]);
         assert_eq!(recall(&segment, 0x1230), None);
-        remember(&segment, 0x1230, past);
+        remember(&segment, 4097, 0x1230, past);
         assert_eq!(recall(&segment, 0x1230), Some(past));
     }
 
@@ -155,7 +158,7 @@ mod tests {
         // 4096 blocks of 48 bytes: 48 pages of the target.
         let blocks = || (0..4096u64).map(|i| 0x5555_5556_0010 + i * 48);
         let pages: std::collections::HashSet<_> =
-            blocks().map(|addr| slot(addr) * 8 / 4096).collect();
+            blocks().map(|addr| slot(0, addr) * 8 / 4096).collect();
         assert!(pages.len() <= 48, "{}", pages.len());
         let memory = Memory::new();
         let past = Past {
@@ -163,7 +166,7 @@ mod tests {
             freed: 11,
         };
         for addr in blocks() {
-            remember(&memory.segment(), addr, past);
+            remember(&memory.segment(), 3, addr, past);
         }
         let kept = blocks()
             .filter(|&addr| recall(&memory.segment(), addr).is_some())

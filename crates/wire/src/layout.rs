@@ -397,11 +397,13 @@ pub mod page {
 pub mod freed {
     /// Words per row.
     pub const WORDS: usize = 2;
-    /// log2 of the rows: 128 KiB, less than a processor's own cache, because
-    /// every free writes to it.
-    pub const LOG2_COUNT: u32 = 13;
-    /// Rows.
-    pub const COUNT: usize = 1 << LOG2_COUNT;
+    /// log2 of the rows of a part: 64 KiB, less than a processor's own cache,
+    /// because every free writes to it.
+    pub const LOG2_COUNT: u32 = 12;
+    /// Parts; threads that write to different ones do not wait for each other.
+    pub const PARTS: usize = 16;
+    /// Rows of all parts.
+    pub const COUNT: usize = PARTS << LOG2_COUNT;
     /// Address.
     pub const ADDR: usize = 0;
     /// Allocating stack << 32 | freeing stack.
