@@ -13,5 +13,6 @@ pub mod mappings;
 pub mod mark;
 pub mod records;
 pub mod roots;
+pub mod sampled;
 pub mod suppressions;
 pub mod verdict;

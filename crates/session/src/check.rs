@@ -9,6 +9,7 @@ use std::fs;
 use leakscope_analysis::mappings;
 use leakscope_analysis::mark::Marked;
 use leakscope_analysis::roots::{self, RootInput, RootSwitches};
+use leakscope_analysis::sampled::{self, Completed};
 use leakscope_memory::MemoryReader;
 use leakscope_model::{
     Addr, Consistency, Coverage, ExitKind, LiveMapping, LiveTable, LossKind, Notice, RootCounts,
@@ -229,22 +230,44 @@ fn reach(
     memory: &dyn MemoryReader,
     threads: &[ThreadState],
 ) -> Picture {
-    let blocks = &table.blocks;
-    let plan = roots::plan(&RootInput {
+    let input = RootInput {
         memory,
         threads,
-        blocks,
+        blocks: &table.blocks,
         hints: &table.hints,
         switches: RootSwitches::default(),
-    });
+        known_heaps: None,
+    };
     let heuristics = &supervisor.options.heuristics;
-    let (marked, mappings) =
-        mappings::mark_and_judge(memory, &table.mappings, blocks, &plan, heuristics);
-    Picture {
-        mappings,
-        marked,
-        roots: plan.counts,
+    let judge = |input: &RootInput<'_>| {
+        let plan = roots::plan(input);
+        let (marked, mappings) =
+            mappings::mark_and_judge(memory, &table.mappings, input.blocks, &plan, heuristics);
+        Picture {
+            mappings,
+            marked,
+            roots: plan.counts,
+        }
+    };
+    let among = |all: &Completed| {
+        let mut picture = judge(&RootInput {
+            blocks: &all.blocks,
+            known_heaps: Some(&all.heaps),
+            ..input
+        });
+        picture.marked = all.sample(&picture.marked);
+        picture
+    };
+    if table.sampled_every_bytes.is_none() {
+        return judge(&input);
     }
+    let picture = among(&sampled::alone(&input));
+    let held = |kinds: &[LossKind]| kinds.iter().all(|kind| *kind == LossKind::Reachable);
+    let mappings_held = picture.mappings.iter().all(|m| m.1 == LossKind::Reachable);
+    if held(&picture.marked.kinds) && mappings_held {
+        return picture;
+    }
+    among(&sampled::complete(&input))
 }
 
 fn coverage(

@@ -14,7 +14,7 @@ use crate::trial;
 /// A test that needs nothing but what every recorded run needs.
 type Case = (&'static str, fn() -> Outcome);
 
-const CASES: [Case; 14] = [
+const CASES: [Case; 15] = [
     ("not_found", not_found),
     ("not_executable", not_executable),
     ("bad_option", bad_option),
@@ -26,6 +26,7 @@ const CASES: [Case; 14] = [
     ("suppressions_round_trip", suppressions_round_trip),
     ("no_follow", no_follow),
     ("sampled", sampled),
+    ("sampled_among_others", sampled_among_others),
     ("ids_are_stable", ids_are_stable),
     ("interrupt", interrupt),
     ("deleted_executable", deleted_executable),
@@ -253,6 +254,25 @@ fn sampled() -> Outcome {
     let (bytes, _) = section.loss("reachable");
     ensure((29_700_000..34_300_000).contains(&bytes), || {
         format!("{bytes} reachable bytes estimated, 31 999 400 in truth")
+    })
+}
+
+/// What blocks hold that were not sampled is not lost.
+fn sampled_among_others() -> Outcome {
+    let recorded = program("sampled_held.c")?.run_recorded(&["--quiet", "--sample", "4096"])?;
+    let section = recorded.sections.first().ok_or("no section")?;
+    let bytes = |kind: &str| section.loss(kind).0;
+    let lost = bytes("definite") + bytes("indirect");
+    // 6 standard errors, as above, of 3 700 and 8 160 samples.
+    ensure((13_600_000..16_700_000).contains(&lost), || {
+        format!("{lost} lost bytes estimated, 15 149 084 in truth")
+    })?;
+    let reachable = bytes("reachable");
+    ensure((31_200_000..35_700_000).contains(&reachable), || {
+        format!("{reachable} reachable bytes estimated, 33 432 254 in truth")
+    })?;
+    ensure(bytes("possible") < 100_000, || {
+        format!("{} bytes possibly lost, none in truth", bytes("possible"))
     })
 }
 

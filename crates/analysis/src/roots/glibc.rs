@@ -39,10 +39,10 @@ const TESTED: usize = 64;
 const PIECE: u64 = 1 << 20;
 
 /// Flag bit of a chunk's size word: the chunk is a mapping of its own.
-const IS_MMAPPED: u64 = 2;
-const SIZE_FLAGS: u64 = 7;
+pub(super) const IS_MMAPPED: u64 = 2;
+pub(super) const SIZE_FLAGS: u64 = 7;
 /// Smallest chunk.
-const MIN_CHUNK: u64 = 32;
+pub(super) const MIN_CHUNK: u64 = 32;
 /// Chunks walked at most to prove that a heap begins where we think.
 const WALK: u32 = 1 << 22;
 

@@ -14,11 +14,11 @@ use leakscope_model::{Addr, LiveBlock, Range};
 
 /// Size words of the chunk that holds a thread's cache, the first that a
 /// thread's first malloc makes: glibc 2.26 to 2.29, to 2.41, from 2.42.
-const CACHE_CHUNKS: [u64; 3] = [0x251, 0x291, 0x301];
+pub(super) const CACHE_CHUNKS: [u64; 3] = [0x251, 0x291, 0x301];
 /// How far into `[heap]` malloc's first chunk is looked for.
-const HEAD: u64 = 1 << 20;
+pub(super) const HEAD: u64 = 1 << 20;
 /// Starts of heaps tried.
-const TRIES: usize = 64;
+pub(super) const TRIES: usize = 64;
 /// Between blocks of an unknown allocator, headers up to this length.
 const HEADER: u64 = 64;
 
@@ -169,7 +169,7 @@ fn first_chunk(words: &mut Words<'_>, start: u64, goal: u64) -> Option<u64> {
     None
 }
 
-fn arena_heaps(memory: &dyn MemoryReader, range: Range) -> Vec<Range> {
+pub(super) fn arena_heaps(memory: &dyn MemoryReader, range: Range) -> Vec<Range> {
     let mut found = Vec::new();
     let mut at = range.start.0.checked_next_multiple_of(glibc::ARENA_HEAP);
     while let Some(start) = at.filter(|start| *start < range.end.0) {

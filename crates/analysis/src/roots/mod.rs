@@ -13,6 +13,7 @@
 //!
 //! In doubt memory stays a root: that may hide a leak but invents none.
 
+mod chunks;
 mod glibc;
 mod heaps;
 mod ranges;
@@ -74,6 +75,10 @@ pub struct RootInput<'a> {
     pub hints: &'a RootHints,
     /// What to leave out.
     pub switches: RootSwitches,
+    /// Ascending: the only heaps whose blocks are all among `blocks`. Other
+    /// heaps are roots, but for the blocks. `None`: all blocks of all heaps are
+    /// known, and the heaps are looked for.
+    pub known_heaps: Option<&'a [Range]>,
 }
 
 /// Each kind of root and each exclusion can be switched off, for tests.
@@ -152,16 +157,18 @@ pub fn plan(input: &RootInput<'_>) -> RootPlan {
     plan.counts.threads = stacks.len() as u64;
 
     let mut excluded = input.hints.own.clone();
-    let arenas: Vec<Range> = regions
-        .iter()
-        .filter(|region| matches!(region.class, Class::Data | Class::Bss))
-        .flat_map(|region| glibc::main_arenas(input.memory, region.range))
-        .collect();
+    let arenas = main_arenas(input.memory, &regions);
     if switches.exclude_allocator_metadata {
-        excluded.extend(&input.hints.allocator_mappings);
+        // These may hold blocks that are not known.
+        if input.known_heaps.is_none() {
+            excluded.extend(&input.hints.allocator_mappings);
+        }
         excluded.extend(&arenas);
     }
-    if switches.exclude_heaps {
+    if let Some(heaps) = input.known_heaps {
+        excluded.extend(heaps);
+        excluded.extend(outside(input.blocks, heaps).map(heaps::own_range));
+    } else if switches.exclude_heaps {
         excluded.extend(heaps::extents(&heaps::HeapInput {
             memory: input.memory,
             blocks: input.blocks,
@@ -223,6 +230,52 @@ pub fn plan(input: &RootInput<'_>) -> RootPlan {
     }
     count(&mut plan);
     plan
+}
+
+/// The blocks in none of `heaps`; both ascend.
+fn outside<'a>(blocks: &'a [LiveBlock], heaps: &'a [Range]) -> impl Iterator<Item = &'a LiveBlock> {
+    blocks.iter().filter(move |block| {
+        let next = heaps.partition_point(|heap| heap.end <= block.addr);
+        !heaps
+            .get(next)
+            .is_some_and(|heap| heap.contains(block.addr))
+    })
+}
+
+fn main_arenas(memory: &dyn MemoryReader, regions: &[Classified]) -> Vec<Range> {
+    regions
+        .iter()
+        .filter(|region| matches!(region.class, Class::Data | Class::Bss))
+        .flat_map(|region| glibc::main_arenas(memory, region.range))
+        .collect()
+}
+
+/// `[heap]`s, and the heaps of glibc's thread arenas.
+fn heap_regions(input: &RootInput<'_>, regions: &[Classified]) -> (Vec<Range>, Vec<Range>) {
+    let of = |classes: &[Class]| -> Vec<Range> {
+        let regions = regions.iter().filter(|r| classes.contains(&r.class));
+        regions.map(|r| r.range).collect()
+    };
+    let thread_heaps = of(&[Class::Anonymous, Class::Bss])
+        .into_iter()
+        .flat_map(|range| heaps::arena_heaps(input.memory, range));
+    (joined(of(&[Class::Heap])), thread_heaps.collect())
+}
+
+/// glibc's heaps as far as the map tells, ascending: perhaps more than them.
+pub(crate) fn rough_heaps(input: &RootInput<'_>) -> Vec<Range> {
+    let regions = regions::classify(input.memory.map());
+    let (mut all, thread_heaps) = heap_regions(input, &regions);
+    all.extend(thread_heaps);
+    joined(all)
+}
+
+/// glibc's heaps whose chunks fit together, ascending, with all their blocks.
+pub(crate) fn walked_heaps(input: &RootInput<'_>) -> Vec<chunks::Walked> {
+    let regions = regions::classify(input.memory.map());
+    let arenas = main_arenas(input.memory, &regions);
+    let (brk, thread_heaps) = heap_regions(input, &regions);
+    chunks::walked(input.memory, &brk, &arenas, &thread_heaps)
 }
 
 /// The threads, with the asking one's state as it was when it asked.

@@ -138,6 +138,7 @@ impl Process {
             blocks: &self.blocks,
             hints: &self.hints,
             switches: self.switches,
+            known_heaps: None,
         })
     }
 

@@ -173,7 +173,7 @@ impl ThreadStacks {
         if let Some(way) = way
             && let Some(addr) = changed
             && let Some(fork) = self.forks.get_mut(top(tag, LOG2_FORKS))
-            && (*fork).tag != tag
+            && fork.tag != tag
         {
             *fork = Fork { tag, addr };
             // It leads to others now.
