@@ -287,6 +287,15 @@ impl Recorder {
         captured
     }
 
+    /// Live bytes that a recorded block of `size` counts for.
+    #[inline(always)]
+    fn stands_for(&self, size: u64) -> u64 {
+        if self.sample_bytes == 0 {
+            return size;
+        }
+        crate::sampling::stands_for(size, self.sample_bytes)
+    }
+
     fn slot(&self, inside: &mut Inside) -> Option<Slot<'static>> {
         Slot::at(self.segment, inside.fields().slot)
     }
@@ -373,7 +382,7 @@ impl Recorder {
                 if old.flags & entry::MOVING == 0
                     && let Some(slot) = slot
                 {
-                    slot.live((old.size as i64).wrapping_neg());
+                    slot.live((self.stands_for(old.size) as i64).wrapping_neg());
                 }
             }
             Inserted::Dropped => {
@@ -384,7 +393,7 @@ impl Recorder {
             }
         }
         if let Some(slot) = slot {
-            slot.allocated(size);
+            slot.allocated(size, self.stands_for(size));
         }
     }
 
@@ -432,7 +441,10 @@ impl Recorder {
             },
         );
         if let Some(slot) = self.slot(inside) {
-            slot.resized(old.size, size);
+            slot.resized(
+                (old.size, self.stands_for(old.size)),
+                (size, self.stands_for(size)),
+            );
         }
     }
 
@@ -462,7 +474,7 @@ impl Recorder {
         place: Place,
     ) {
         if let Some(slot) = self.slot(inside) {
-            slot.freed(old.size);
+            slot.freed(self.stands_for(old.size));
         }
         // It may have been somebody's stack, in a mapping of its own.
         if old.size >= 64 << 10 {
@@ -589,7 +601,7 @@ impl Recorder {
     /// Counts a block that a realloc gave back.
     pub fn gone(&self, inside: &mut Inside, before: Entry) {
         if let Some(slot) = self.slot(inside) {
-            slot.freed(before.size);
+            slot.freed(self.stands_for(before.size));
         }
     }
 
@@ -633,8 +645,8 @@ impl Recorder {
             self.table.remove(event.addr)
         };
         match (slot, event.alloc, old) {
-            (Some(slot), true, _) => slot.allocated(event.size),
-            (Some(slot), false, Some(old)) => slot.freed(old.size),
+            (Some(slot), true, _) => slot.allocated(event.size, event.size),
+            (Some(slot), false, Some(old)) => slot.freed(self.stands_for(old.size)),
             (None, true, _) => {
                 self.segment
                     .word(word::RETIRED_ALLOCATIONS)
@@ -650,7 +662,7 @@ impl Recorder {
                 self.segment.word(word::RETIRED_FREES).fetch_add(1, Relaxed);
                 self.segment
                     .word(word::LIVE_BYTES)
-                    .fetch_sub(old.size, Relaxed);
+                    .fetch_sub(self.stands_for(old.size), Relaxed);
             }
             (_, false, None) => {}
         }

@@ -20,3 +20,14 @@ pub fn gap(mean: u64, lot: u32) -> i64 {
     let bytes = u128::from(mean) * u128::from(ln) / 0x10000;
     i64::try_from(bytes).unwrap_or(i64::MAX).max(1)
 }
+
+/// Bytes that a sampled block of `size` stands for: size / (1 - exp(-size / mean)),
+/// by the first terms of its series, within 1 % up to twice the mean and 9 %
+/// beyond.
+pub fn stands_for(size: u64, mean: u64) -> u64 {
+    if mean == 0 || size / 5 >= mean / 2 {
+        return size;
+    }
+    let square = u128::from(size) * u128::from(size) / (12 * u128::from(mean));
+    mean + size / 2 + square as u64
+}

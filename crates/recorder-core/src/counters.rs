@@ -78,12 +78,13 @@ impl<'a> Slot<'a> {
         self.index
     }
 
-    /// Counts an allocation of `bytes`.
+    /// Counts an allocation of `bytes`, which stands for `live` bytes: the
+    /// same, but in a sample.
     #[inline]
-    pub fn allocated(&self, bytes: u64) {
+    pub fn allocated(&self, bytes: u64, live: u64) {
         bump(&self.row[thread::ALLOCATIONS], 1);
         bump(&self.row[thread::BYTES], bytes);
-        self.live(bytes as i64);
+        self.live(live as i64);
     }
 
     /// Counts an allocation that is not followed: its release will not be
@@ -94,17 +95,18 @@ impl<'a> Slot<'a> {
         bump(&self.row[thread::BYTES], bytes);
     }
 
-    /// Counts a release of `bytes`.
+    /// Counts a release of what stood for `live` bytes.
     #[inline]
-    pub fn freed(&self, bytes: u64) {
+    pub fn freed(&self, live: u64) {
         bump(&self.row[thread::FREES], 1);
-        self.live((bytes as i64).wrapping_neg());
+        self.live((live as i64).wrapping_neg());
     }
 
-    /// The allocation that was counted with `before` bytes had `now`.
-    pub fn resized(&self, before: u64, now: u64) {
-        bump(&self.row[thread::BYTES], now.wrapping_sub(before));
-        self.live((now as i64).wrapping_sub(before as i64));
+    /// The allocation that was counted with `before` bytes, standing for so
+    /// many, had `now`.
+    pub fn resized(&self, before: (u64, u64), now: (u64, u64)) {
+        bump(&self.row[thread::BYTES], now.0.wrapping_sub(before.0));
+        self.live((now.1 as i64).wrapping_sub(before.1 as i64));
     }
 
     /// Live bytes changed without an allocation or a release.
@@ -186,12 +188,12 @@ mod tests {
         let memory = Memory::new();
         let slot = Slot::claim(memory.segment(), 0x7000).unwrap();
         for _ in 0..101 {
-            slot.allocated(1009);
+            slot.allocated(1009, 1009);
         }
         for _ in 0..101 {
             slot.freed(1009);
         }
-        slot.allocated(31);
+        slot.allocated(31, 31);
         let t = Reader::new(memory.segment()).totals();
         assert_eq!(
             (t.allocations, t.frees, t.bytes, t.peak),
@@ -204,8 +206,8 @@ mod tests {
         let memory = Memory::new();
         let a = Slot::claim(memory.segment(), 0x1000).unwrap();
         let b = Slot::claim(memory.segment(), 0x2000).unwrap();
-        a.allocated(23);
-        b.allocated(37);
+        a.allocated(23, 23);
+        b.allocated(37, 37);
         a.retire();
         assert_eq!(Reader::new(memory.segment()).totals().bytes, 60);
         let states: std::vec::Vec<_> = Reader::new(memory.segment()).threads().collect();

@@ -254,6 +254,10 @@ fn sampled() -> Outcome {
     let (bytes, _) = section.loss("reachable");
     ensure((29_700_000..34_300_000).contains(&bytes), || {
         format!("{bytes} reachable bytes estimated, 31 999 400 in truth")
+    })?;
+    let peak = section.number("/heap/peak_bytes");
+    ensure((29_700_000..34_300_000).contains(&peak), || {
+        format!("a peak of {peak} bytes estimated, 31 999 400 in truth")
     })
 }
 
