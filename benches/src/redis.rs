@@ -57,7 +57,7 @@ impl Client {
         let port = self.port.to_string();
         let work = Command::new("redis-benchmark")
             .args(["-p", &port, "-n", &self.requests.to_string()])
-            .args(["-P", "16", "-r", "100000", "-d", "100", "-q"])
+            .args(["-r", "100000", "-d", "100", "-q"])
             .args(["-t", "set,get,incr,lpush,hset,zadd"])
             .stdout(Stdio::null())
             .stderr(Stdio::null())
