@@ -30,11 +30,14 @@ fuzz_target!(|data: &[u8]| {
             touched.push(at);
         }
         // SAFETY: MIN_SEGMENT bytes, page-aligned, only accessed atomically.
-        let segment = unsafe {
-            Segment::new(memory.as_ptr().cast(), Layout::new(MIN_SEGMENT).unwrap())
-        };
+        let segment =
+            unsafe { Segment::new(memory.as_ptr().cast(), Layout::new(MIN_SEGMENT).unwrap()) };
         let reader = Reader::new(segment);
-        let mut sum = reader.blocks().take(1 << 20).map(|b| b.size).fold(0, u64::wrapping_add);
+        let mut sum = reader
+            .blocks()
+            .take(1 << 20)
+            .map(|b| b.size)
+            .fold(0, u64::wrapping_add);
         for id in (0..reader.node_count()).step_by(97) {
             sum = sum.wrapping_add(reader.node(id).pc);
         }
