@@ -222,8 +222,13 @@ fn resize(addr: usize, size: usize, place: Place, call: impl FnOnce() -> Option<
     if let Access::Inside(recorder, mut inside) = recorder::access(place.sp) {
         match before {
             Some(old) if at == 0 && size != 0 => recorder.unmoved(addr as u64, old),
-            Some(old) if at != addr => recorder.moved_away(&mut inside, addr as u64, old),
-            Some(old) => recorder.gone(&mut inside, old),
+            // In place, the new entry takes the old one's place; in a sample
+            // there may be none.
+            Some(old) if at == addr && recorder.sample_bytes == 0 => {
+                recorder.gone(&mut inside, old);
+            }
+            Some(old) => recorder.moved_away(&mut inside, addr as u64, old),
+            None if at != 0 || size == 0 => recorder.unsampled_freed(&mut inside),
             None => {}
         }
         if at != 0 {

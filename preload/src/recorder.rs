@@ -455,12 +455,18 @@ impl Recorder {
         x86_64::prefetch((addr as usize).wrapping_sub(16));
         match self.table.remove(addr) {
             Some(old) => self.released(inside, addr, old, family, place),
-            None if self.sample_bytes != 0 => {
-                if let Some(slot) = self.slot(inside) {
-                    slot.freed(0);
-                }
-            }
+            None if self.sample_bytes != 0 => self.unsampled_freed(inside),
             None => self.unknown_free(inside, addr, family, place),
+        }
+    }
+
+    /// Counts the release of a block that was not sampled.
+    #[inline(always)]
+    pub fn unsampled_freed(&self, inside: &mut Inside) {
+        if self.sample_bytes != 0
+            && let Some(slot) = self.slot(inside)
+        {
+            slot.freed(0);
         }
     }
 

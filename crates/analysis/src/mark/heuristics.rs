@@ -16,6 +16,7 @@
 use leakscope_memory::MemoryMap;
 use leakscope_model::Addr;
 use std::collections::HashMap;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 /// memcheck looks at this many words of a presumed vtable…
@@ -141,6 +142,19 @@ pub(super) trait Peek {
     fn bytes(&mut self, at: u64, into: &mut [u8]) -> bool;
 }
 
+/// Sizes that a block may have been asked for, bytes.
+pub(super) type Size = RangeInclusive<u64>;
+
+/// The sizes for which glibc makes a block of `usable` bytes: chunks are
+/// multiples of 16 bytes and at least 32, and a rest that is too small for a
+/// chunk of its own stays with the block.
+pub(super) fn of_usable(usable: u64) -> Size {
+    if usable <= 24 {
+        return 0..=usable;
+    }
+    usable.saturating_sub(31)..=usable
+}
+
 /// The idioms' judge, with its memory of vtables.
 pub(super) struct Judge<'a> {
     heuristics: Heuristics,
@@ -157,9 +171,10 @@ impl<'a> Judge<'a> {
         }
     }
 
-    /// True when `pointer`, inside the block at `block` of `size` bytes and
-    /// not at its start, is an idiom for its start.
-    pub fn is_start(&mut self, peek: &mut dyn Peek, block: u64, size: u64, pointer: u64) -> bool {
+    /// True when `pointer`, inside the block at `block` and not at its start,
+    /// is an idiom for its start. `size` is the requested one, or all that it
+    /// may be.
+    pub fn is_start(&mut self, peek: &mut dyn Peek, block: u64, size: &Size, pointer: u64) -> bool {
         if self.heuristics == Heuristics::NONE {
             return false;
         }
@@ -169,28 +184,33 @@ impl<'a> Judge<'a> {
             24 if self.stdstring(peek, block, size) => return true,
             _ => {}
         }
-        self.hashbrown(peek, block, size, pointer)
-            || self.multiple_inheritance(peek, block, size, pointer)
+        size.clone()
+            .any(|size| self.hashbrown(peek, block, size, pointer))
+            || self.multiple_inheritance(peek, block, *size.end(), pointer)
     }
 
     /// `length64` and `newarray`: a number, then what it measures.
-    fn counted(&self, peek: &mut dyn Peek, block: u64, size: u64) -> bool {
+    fn counted(&self, peek: &mut dyn Peek, block: u64, size: &Size) -> bool {
         if !(self.heuristics.length64 || self.heuristics.new_array) {
             return false;
         }
-        let (Some(rest), Some(number)) = (size.checked_sub(8), peek.word(block)) else {
+        let (Some(most), Some(number)) = (size.end().checked_sub(8), peek.word(block)) else {
             return false;
         };
-        number > 0
-            && ((self.heuristics.length64 && rest == number)
-                || (self.heuristics.new_array && rest.is_multiple_of(number)))
+        let least = size.start().saturating_sub(8);
+        // The largest multiple that fits.
+        let multiple = most.checked_rem(number).map(|rest| most - rest);
+        (self.heuristics.length64 && number > 0 && (least..=most).contains(&number))
+            || (self.heuristics.new_array && multiple.is_some_and(|m| m >= least))
     }
 
-    fn stdstring(&self, peek: &mut dyn Peek, block: u64, size: u64) -> bool {
+    fn stdstring(&self, peek: &mut dyn Peek, block: u64, size: &Size) -> bool {
         self.heuristics.stdstring
-            && size >= 25
-            && peek.word(block + 8) == Some(size - 25)
-            && peek.word(block).is_some_and(|length| length <= size - 25)
+            && peek.word(block + 8).is_some_and(|capacity| {
+                let whole = capacity.checked_add(25);
+                whole.is_some_and(|whole| size.contains(&whole))
+                    && peek.word(block).is_some_and(|length| length <= capacity)
+            })
     }
 
     /// The weak count is at least one as long as the memory exists: all

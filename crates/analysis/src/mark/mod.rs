@@ -381,10 +381,15 @@ impl Sieve<'_> {
             let Some(block) = self.blocks.get(inner.block as usize) else {
                 continue;
             };
-            let (addr, size) = (block.addr.0, block.size);
+            // Of one that was not recorded only the usable size is known.
+            let size = match block.weight {
+                0.0 => heuristics::of_usable(block.size),
+                _ => block.size..=block.size,
+            };
+            let addr = block.addr.0;
             if self
                 .judge
-                .is_start(&mut self.peeker, addr, size, inner.word)
+                .is_start(&mut self.peeker, addr, &size, inner.word)
             {
                 self.reach(inner.block);
             }

@@ -126,6 +126,20 @@ mod walked {
     }
 
     #[test]
+    fn idioms_in_blocks_of_unknown_size() {
+        let mut memory = process();
+        // Block 5 holds block 6 and is itself held behind its array cookie: 3
+        // elements of 9 bytes and the cookie, in 40 usable bytes.
+        memory.words(user(4), &[user(5) + 8]);
+        memory.words(user(5), &[3, user(6)]);
+        let (_, marked) = judge(&memory, &sample());
+        assert_eq!(marked.kinds, [LossKind::Reachable; 3]);
+        memory.words(user(5), &[41, user(6)]);
+        let (_, marked) = judge(&memory, &sample());
+        assert_eq!(marked.kinds, [LossKind::Possible; 3]);
+    }
+
+    #[test]
     fn a_heap_that_cannot_be_walked_holds_what_is_in_it() {
         let mut memory = process();
         memory.words(user(10), &[0]);
