@@ -196,8 +196,10 @@ pub struct RunOptions {
     pub at_exec: bool,
 
     /// Record about one allocation in so many bytes and estimate the rest;
-    /// 512K costs next to nothing. Blocks of 0 bytes are never sampled, and
-    /// what is lost with a block that was not sampled counts as definitely lost
+    /// 512K costs next to nothing
+    ///
+    /// Blocks of 0 bytes are never sampled, and what is lost with a block that
+    /// was not sampled counts as definitely lost.
     #[arg(long, value_name = "BYTES", value_parser = size::parse_positive, help_heading = RECORD)]
     pub sample: Option<u64>,
 
