@@ -2,7 +2,7 @@
 #![no_main]
 use leakscope_analysis::roots::{RootInput, RootSwitches};
 use leakscope_analysis::sampled;
-use leakscope_model::{Addr, Family, LiveBlock, RootHints, StackId};
+use leakscope_model::{LiveBlock, RootHints};
 use leakscope_testkit::FakeMemory;
 use libfuzzer_sys::fuzz_target;
 
@@ -26,13 +26,8 @@ fuzz_target!(|data: &[u8]| {
         memory.words(pair, &[pair - 16, pair - 16]);
     }
     let block = LiveBlock {
-        addr: Addr(HEAP + 0x2a0),
-        size: 24,
-        stack: StackId(0),
-        family: Family::Malloc,
-        ignored: false,
-        age_cs: 0,
         weight: 7.0,
+        ..LiveBlock::new(HEAP + 0x2a0, 24)
     };
     let completed = sampled::complete(&RootInput {
         memory: &memory,

@@ -244,7 +244,7 @@ mod tests {
     use crate::mark::{Heuristics, mark};
     use crate::roots::RootKind;
     use LossKind::{Definite, Possible, Reachable};
-    use leakscope_model::{Family, StackId};
+    use leakscope_model::StackId;
     use leakscope_testkit::FakeMemory;
 
     const ROOT: u64 = 0x1000;
@@ -264,15 +264,7 @@ mod tests {
             memory.word(*at, *word);
         }
         let blocks: Vec<LiveBlock> = [HEAP + 0x10, HEAP + 0x100]
-            .map(|addr| LiveBlock {
-                addr: Addr(addr),
-                size: 64,
-                stack: StackId(0),
-                family: Family::Malloc,
-                ignored: false,
-                age_cs: 0,
-                weight: 1.0,
-            })
+            .map(|addr| LiveBlock::new(addr, 64))
             .to_vec();
         let plan = RootPlan {
             ranges: [ROOT, A, B]
@@ -334,15 +326,7 @@ mod tests {
             .region(A, LEN, "rw-p", "")
             .word(ROOT, HEAP + 0x40)
             .word(HEAP + 0x40, A);
-        let block = |addr: u64| LiveBlock {
-            addr: Addr(addr),
-            size: 24,
-            stack: StackId(0),
-            family: Family::Malloc,
-            ignored: false,
-            age_cs: 0,
-            weight: 1.0,
-        };
+        let block = |addr: u64| LiveBlock::new(addr, 24);
         let blocks = [block(HEAP + 3), block(HEAP + 0x10), block(HEAP + 0x40)];
         let mapping = LiveMapping {
             addr: Addr(A),
@@ -405,15 +389,7 @@ mod tests {
             }
             let starts = (0..5).map(|n| HEAP + 64 * n + 16).chain([A + 0x100]);
             let blocks: Vec<LiveBlock> = starts
-                .map(|addr| LiveBlock {
-                    addr: Addr(addr),
-                    size: 64,
-                    stack: StackId(0),
-                    family: Family::Malloc,
-                    ignored: false,
-                    age_cs: 0,
-                    weight: 1.0,
-                })
+                .map(|addr| LiveBlock::new(addr, 64))
                 .collect();
             let mappings = [A, B].map(|addr| LiveMapping {
                 addr: Addr(addr),

@@ -8,7 +8,7 @@
 
 use crate::mark::Marked;
 use crate::roots::{self, RootInput};
-use leakscope_model::{Addr, Family, LiveBlock, LossKind, Range, StackId};
+use leakscope_model::{Addr, LiveBlock, LossKind, Range};
 
 /// Sampled blocks and all others.
 #[derive(Clone, Debug, Default)]
@@ -68,13 +68,8 @@ fn split_at(blocks: &[LiveBlock], at: Addr) -> (&[LiveBlock], &[LiveBlock]) {
 
 fn unsampled(addr: u64, size: u64) -> LiveBlock {
     LiveBlock {
-        addr: Addr(addr),
-        size,
-        stack: StackId(0),
-        family: Family::Malloc,
-        ignored: false,
-        age_cs: 0,
         weight: 0.0,
+        ..LiveBlock::new(addr, size)
     }
 }
 

@@ -80,7 +80,7 @@ pub const RUN_SECTIONS: &[Section] = &[
         &[
             ("leakscope run -- ./server -p 80", "what leaks in a server"),
             ("leakscope run --fail-on leak -- make test", "a gate in CI"),
-            ("leakscope run --sample 512K -- ./job", "at next to no cost"),
+            ("leakscope run --sample 512K -- ./job", "at little cost"),
             (
                 "leakscope run -o leaks.json -- ./job",
                 "for programs to read",
@@ -196,7 +196,7 @@ pub struct RunOptions {
     pub at_exec: bool,
 
     /// Record about one allocation in so many bytes and estimate the rest;
-    /// 512K costs next to nothing
+    /// 512K costs little
     ///
     /// Blocks of 0 bytes are never sampled, and what is lost with a block that
     /// was not sampled counts as definitely lost.

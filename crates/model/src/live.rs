@@ -125,6 +125,22 @@ pub struct LiveBlock {
     pub weight: f32,
 }
 
+impl LiveBlock {
+    /// A block of `size` bytes at `addr`, made by malloc, of which nothing
+    /// else is known: no stack, age 0, standing for itself.
+    pub fn new(addr: u64, size: u64) -> LiveBlock {
+        LiveBlock {
+            addr: Addr(addr),
+            size,
+            stack: StackId(0),
+            family: Family::Malloc,
+            ignored: false,
+            age_cs: 0,
+            weight: 1.0,
+        }
+    }
+}
+
 /// A live application mapping (mmap).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LiveMapping {

@@ -69,8 +69,8 @@ const PAGE_ROWS: u32 = 7;
 /// The same, of the freed blocks.
 const PAGE_FREED: u32 = 8;
 
-/// First word of the row of `addr` in a part. Blocks of one page of the target share a
-/// page of rows, so that a small heap touches few.
+/// First word of the row of `addr` in a part. Blocks of one page of the target
+/// share a page of rows, so that a small heap touches few.
 fn slot(part: usize, addr: u64) -> usize {
     let page = entry::hash(addr >> 12 << 3) >> (64 - (freed::LOG2_COUNT - PAGE_FREED));
     let row = entry::hash(addr) >> (64 - PAGE_FREED);

@@ -262,9 +262,14 @@ fn reach(
         return judge(&input);
     }
     let picture = among(&sampled::alone(&input));
-    let held = |kinds: &[LossKind]| kinds.iter().all(|kind| *kind == LossKind::Reachable);
-    let mappings_held = picture.mappings.iter().all(|m| m.1 == LossKind::Reachable);
-    if held(&picture.marked.kinds) && mappings_held {
+    let mappings = picture.mappings.iter().map(|(_, kind)| kind);
+    if picture
+        .marked
+        .kinds
+        .iter()
+        .chain(mappings)
+        .all(|kind| *kind == LossKind::Reachable)
+    {
         return picture;
     }
     among(&sampled::complete(&input))

@@ -175,19 +175,10 @@ impl Index {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use leakscope_model::{Addr, Family, StackId};
 
     fn blocks(list: &[(u64, u64)]) -> Vec<LiveBlock> {
         list.iter()
-            .map(|&(addr, size)| LiveBlock {
-                addr: Addr(addr),
-                size,
-                stack: StackId(0),
-                family: Family::Malloc,
-                ignored: false,
-                age_cs: 0,
-                weight: 1.0,
-            })
+            .map(|&(addr, size)| LiveBlock::new(addr, size))
             .collect()
     }
 

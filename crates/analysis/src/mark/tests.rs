@@ -1,6 +1,6 @@
 use super::*;
 use crate::roots::{RootKind, RootPlan};
-use leakscope_model::{Addr, Family, StackId};
+use leakscope_model::Addr;
 use leakscope_testkit::FakeMemory;
 use proptest::prelude::*;
 
@@ -8,15 +8,7 @@ const HEAP: u64 = 0x10_0000;
 const ROOT: u64 = 0x1000;
 
 fn block(addr: u64, size: u64) -> LiveBlock {
-    LiveBlock {
-        addr: Addr(addr),
-        size,
-        stack: StackId(0),
-        family: Family::Malloc,
-        ignored: false,
-        age_cs: 0,
-        weight: 1.0,
-    }
+    LiveBlock::new(addr, size)
 }
 
 /// A page of roots and a small heap whose blocks are 48 bytes in slots of 64.

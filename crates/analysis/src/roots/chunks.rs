@@ -12,7 +12,7 @@
 //! holds nothing as long as it is not held.
 
 use super::glibc::{self, IS_MMAPPED, MIN_CHUNK, SIZE_FLAGS};
-use super::heaps::{CACHE_CHUNKS, HEAD, TRIES};
+use super::heaps::{HEAD, likely_starts};
 use super::words::{Words, read_words};
 use leakscope_memory::MemoryReader;
 use leakscope_model::{Addr, Range};
@@ -50,36 +50,46 @@ pub(crate) struct Walked {
 /// Walks `[heap]`, whose malloc part ends at `end`.
 fn brk(memory: &dyn MemoryReader, heap: Range, end: u64) -> Option<Walked> {
     let mut words = Words::new(memory);
-    let first = heap.start.0.checked_next_multiple_of(16)?;
-    if let Some(walked) = walk(&mut words, first, end) {
-        return Some(walked);
-    }
-    let marks = (first..end.min(first.saturating_add(HEAD))).step_by(16);
-    let candidates: Vec<u64> = marks
-        .filter(|at| words.at(at + 8).is_some_and(|w| CACHE_CHUNKS.contains(&w)))
-        .take(TRIES)
-        .collect();
-    candidates.iter().find_map(|at| walk(&mut words, *at, end))
+    let starts = likely_starts(&mut words, heap.start.0, end);
+    first_walk(&mut words, starts, end, HEAD)
 }
 
 /// Walks the heap of a thread arena: `heap` is its part in use.
 fn arena(memory: &dyn MemoryReader, heap: Range) -> Option<Walked> {
     let info = read_words(memory, heap.start.0, 24);
     let end = heap.start.0.checked_add(*info.get(2)?)?;
-    let mut words = Words::new(memory);
     let first = heap.start.0.checked_add(32)?;
-    (first..end.min(heap.start.0.saturating_add(ARENA_HEAD)))
-        .step_by(16)
-        .find_map(|at| walk(&mut words, at, end))
+    let starts = (first..end.min(heap.start.0.saturating_add(ARENA_HEAD))).step_by(16);
+    first_walk(&mut Words::new(memory), starts, end, ARENA_HEAD)
 }
 
-/// The blocks from the chunk at `from` to `end`, if the chunks lead there.
-fn walk(words: &mut Words<'_>, from: u64, end: u64) -> Option<Walked> {
+/// The walk from the first of `starts` that leads to `end`. One that comes
+/// further than `head` bytes was on true chunks: where it ends, the others
+/// would, too.
+fn first_walk(
+    words: &mut Words<'_>,
+    starts: impl IntoIterator<Item = u64>,
+    end: u64,
+    head: u64,
+) -> Option<Walked> {
+    for from in starts {
+        match walk(words, from, end) {
+            Ok(walked) => return Some(walked),
+            Err(at) if at.saturating_sub(from) > head => return None,
+            Err(_) => {}
+        }
+    }
+    None
+}
+
+/// The blocks from the chunk at `from` to `end`, if the chunks lead there;
+/// else where they stop.
+fn walk(words: &mut Words<'_>, from: u64, end: u64) -> Result<Walked, u64> {
     let mut blocks = Vec::new();
     let mut last: Option<Found> = None;
     let mut at = from;
-    loop {
-        let header = words.at(at.checked_add(8)?)?;
+    while at < end {
+        let header = words.at(at.saturating_add(8)).ok_or(at)?;
         let size = header & !SIZE_FLAGS;
         // The chunk before is a block, if this one says that it is in use.
         if let Some(found) = last.take()
@@ -87,29 +97,24 @@ fn walk(words: &mut Words<'_>, from: u64, end: u64) -> Option<Walked> {
         {
             blocks.push(found);
         }
-        let next = at.checked_add(size)?;
-        let fence = size == FENCE || (size == 0 && end.checked_sub(at)? <= 2 * FENCE);
+        let fence = size == FENCE || (size == 0 && end - at <= 2 * FENCE);
         if fence && header & PREV_INUSE != 0 {
-            at = at.checked_add(FENCE)?;
-        } else if size < MIN_CHUNK
-            || !size.is_multiple_of(16)
-            || header & IS_MMAPPED != 0
-            || next > end
-        {
-            return None;
-        } else {
-            last = Some(Found {
-                addr: at.checked_add(16)?,
-                size: size - 8,
-            });
-            at = next;
+            at = at.checked_add(FENCE).ok_or(at)?;
+            continue;
         }
-        if at >= end {
-            // What ends here is the top chunk, or a fence post.
-            let range = Range::new(from, end);
-            return Some(Walked { range, blocks });
+        let next = at.checked_add(size).filter(|next| *next <= end).ok_or(at)?;
+        if size < MIN_CHUNK || !size.is_multiple_of(16) || header & IS_MMAPPED != 0 {
+            return Err(at);
         }
+        last = Some(Found {
+            addr: at + 16,
+            size: size - 8,
+        });
+        at = next;
     }
+    // What ends here is the top chunk, or a fence post.
+    let range = Range::new(from, end);
+    Ok(Walked { range, blocks })
 }
 
 /// User addresses of the chunks in the thread cache that lies in a block of
@@ -255,6 +260,24 @@ mod tests {
         memory.words(HEAP + 0x148, &[0x291]);
         memory.words(HEAP + 0x3d8, &[(END - (HEAP + 0x3d0)) | 1]);
         (memory, users)
+    }
+
+    #[test]
+    fn a_walk_that_came_far_is_not_tried_again() {
+        let mut memory = FakeMemory::new();
+        let len = 3 * HEAD;
+        memory.region(HEAP, len, "rw-p", "[heap]");
+        // Chunks lead far and then nowhere; a second start would lead to the
+        // end, past chunks that the first says are there.
+        memory.words(HEAP + 8, &[(2 * HEAD) | 1]);
+        memory.words(HEAP + 2 * HEAD + 8, &[7]);
+        memory.words(HEAP + 0x108, &[0x291]);
+        memory.words(HEAP + 0x398, &[(len - 0x390) | 1]);
+        let heap = Range::new(HEAP, HEAP + len);
+        assert!(brk(&memory, heap, HEAP + len).is_none());
+        // One that did not come far is no obstacle.
+        memory.words(HEAP + 8, &[0]);
+        assert!(brk(&memory, heap, HEAP + len).is_some());
     }
 
     #[test]

@@ -14,11 +14,11 @@ use leakscope_model::{Addr, LiveBlock, Range};
 
 /// Size words of the chunk that holds a thread's cache, the first that a
 /// thread's first malloc makes: glibc 2.26 to 2.29, to 2.41, from 2.42.
-pub(super) const CACHE_CHUNKS: [u64; 3] = [0x251, 0x291, 0x301];
+const CACHE_CHUNKS: [u64; 3] = [0x251, 0x291, 0x301];
 /// How far into `[heap]` malloc's first chunk is looked for.
 pub(super) const HEAD: u64 = 1 << 20;
 /// Starts of heaps tried.
-pub(super) const TRIES: usize = 64;
+const TRIES: usize = 64;
 /// Between blocks of an unknown allocator, headers up to this length.
 const HEADER: u64 = 64;
 
@@ -151,22 +151,23 @@ fn last_chunk(input: &HeapInput<'_>, heap: Range) -> Option<u64> {
 }
 
 fn first_chunk(words: &mut Words<'_>, start: u64, goal: u64) -> Option<u64> {
-    let aligned = start.checked_next_multiple_of(16)?;
-    if glibc::chunks_lead(words, aligned, goal) {
-        return Some(aligned);
-    }
-    let mut tries = 0;
-    let mut at = aligned;
-    while at < goal.min(aligned.saturating_add(HEAD)) && tries < TRIES {
-        if words.at(at + 8).is_some_and(|w| CACHE_CHUNKS.contains(&w)) {
-            tries += 1;
-            if glibc::chunks_lead(words, at, goal) {
-                return Some(at);
-            }
-        }
-        at += 16;
-    }
-    None
+    let starts = likely_starts(words, start, goal);
+    let mut starts = starts.into_iter();
+    starts.find(|at| glibc::chunks_lead(words, *at, goal))
+}
+
+/// Where malloc's first chunk in the `[heap]` from `start` to `end` may lie:
+/// at its beginning, or where something looks like a thread's cache.
+pub(super) fn likely_starts(words: &mut Words<'_>, start: u64, end: u64) -> Vec<u64> {
+    let Some(first) = start.checked_next_multiple_of(16) else {
+        return Vec::new();
+    };
+    let others = (first..end.min(first.saturating_add(HEAD))).step_by(16);
+    let others = others
+        .filter(|at| *at != first)
+        .filter(|at| words.at(at + 8).is_some_and(|w| CACHE_CHUNKS.contains(&w)))
+        .take(TRIES);
+    std::iter::once(first).chain(others).collect()
 }
 
 pub(super) fn arena_heaps(memory: &dyn MemoryReader, range: Range) -> Vec<Range> {

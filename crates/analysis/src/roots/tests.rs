@@ -1,6 +1,6 @@
 use super::*;
 use crate::mark::{Heuristics, mark};
-use leakscope_model::{Family, LossKind, StackId};
+use leakscope_model::LossKind;
 use leakscope_testkit::FakeMemory;
 
 const DATA: u64 = 0x50_0000;
@@ -20,15 +20,7 @@ const TCB: u64 = TLS + 0x1740;
 const TCB_2: u64 = THREAD + PAGES - 0x940;
 
 fn block(addr: u64, size: u64) -> LiveBlock {
-    LiveBlock {
-        addr: Addr(addr),
-        size,
-        stack: StackId(0),
-        family: Family::Malloc,
-        ignored: false,
-        age_cs: 0,
-        weight: 1.0,
-    }
+    LiveBlock::new(addr, size)
 }
 
 /// A process with everything that has roots or heaps, as glibc lays it out.

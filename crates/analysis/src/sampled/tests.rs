@@ -3,7 +3,7 @@ use super::*;
 fn block(addr: u64, weight: f32) -> LiveBlock {
     LiveBlock {
         weight,
-        ..unsampled(addr, 24)
+        ..LiveBlock::new(addr, 24)
     }
 }
 
