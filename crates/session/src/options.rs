@@ -41,6 +41,9 @@ pub struct RunOptions {
     pub builtin_suppressions: bool,
     /// Where names come from.
     pub symbols: SymbolOptions,
+    /// Kinds that the user asked to see. Of others, the largest records are
+    /// kept, should there be very many.
+    pub show: Vec<LossKind>,
     /// Kinds of which every record will be shown with names. Records of
     /// other kinds may keep bare module offsets, which costs nothing.
     pub symbolise: Vec<LossKind>,

@@ -14,7 +14,7 @@ use crate::trial;
 /// A test that needs nothing but what every recorded run needs.
 type Case = (&'static str, fn() -> Outcome);
 
-const CASES: [Case; 16] = [
+const CASES: [Case; 17] = [
     ("not_found", not_found),
     ("not_executable", not_executable),
     ("bad_option", bad_option),
@@ -25,6 +25,7 @@ const CASES: [Case; 16] = [
     ("environment_options", environment_options),
     ("suppressions_round_trip", suppressions_round_trip),
     ("no_follow", no_follow),
+    ("unasked_records", unasked_records),
     ("sampled", sampled),
     ("sampled_among_others", sampled_among_others),
     ("sampled_growing", sampled_growing),
@@ -245,6 +246,33 @@ fn no_follow() -> Outcome {
 
 /// Sampled estimates are near the truth (which the exact mode tests give),
 /// and say that they are estimates.
+/// Of kinds that nobody asked for, the largest records are listed; the sums
+/// are of all.
+fn unasked_records() -> Outcome {
+    let job = program("stack_many_kept.c")?;
+    for (options, all) in [(&["--quiet"][..], false), (&["--show", "all"], true)] {
+        let recorded = job.run_recorded(options)?;
+        let section = recorded.sections.first().ok_or("no section")?;
+        ensure(section.loss("reachable") == (94_277, 4099), || {
+            section.summary()
+        })?;
+        let listed: u64 = section
+            .leaks()
+            .iter()
+            .filter_map(|l| l["blocks"].as_u64())
+            .sum();
+        let told = section
+            .array("/notices")
+            .iter()
+            .any(|notice| notice["code"] == "records-not-listed");
+        ensure(
+            told != all && (listed == 4099) == all && listed >= 1000,
+            || format!("{options:?}: {listed} blocks listed, notice: {told}"),
+        )?;
+    }
+    Ok(())
+}
+
 fn sampled() -> Outcome {
     let recorded =
         program("hostile_many_blocks.c")?.run_recorded(&["--quiet", "--sample", "4096"])?;

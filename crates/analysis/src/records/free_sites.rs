@@ -34,30 +34,53 @@ pub struct FreeSites {
     pub shared_frames: Option<usize>,
 }
 
-/// Looks up free sites by allocating stack. Build once per table.
+/// Looks up free sites by allocating stack. Build once for all records.
 pub struct FreeSiteIndex<'a> {
     table: &'a LiveTable,
     keys: StackKeys<'a>,
-    /// Indexes into `free_sites`, per attempt: a short stack has the same key
-    /// at several lengths, so the length belongs to the key.
-    by_key: HashMap<(Option<usize>, StackKey), Vec<usize>, Keyed>,
+    /// Indexes into `free_sites` for each key of a record; see [`Key`].
+    by_key: HashMap<Key, Vec<usize>, Keyed>,
     /// Answers by key: thousands of records may share a short prefix, each
     /// with thousands of free sites.
-    answers: HashMap<(Option<usize>, StackKey), FreeSites, Keyed>,
+    answers: HashMap<Key, FreeSites, Keyed>,
 }
 
+/// A short stack has the same key at several lengths, so the length (one of
+/// [`ATTEMPTS`]) belongs to it.
+type Key = (Option<usize>, StackKey);
+
 impl<'a> FreeSiteIndex<'a> {
-    /// Indexes `table.free_sites`.
-    pub fn new(table: &'a LiveTable) -> FreeSiteIndex<'a> {
+    /// Indexes what `table.free_sites` says about stacks like those of
+    /// `records`, the only ones to ask about.
+    pub fn new<'r>(
+        table: &'a LiveTable,
+        records: impl IntoIterator<Item = &'r RawRecord>,
+    ) -> FreeSiteIndex<'a> {
         let mut keys = StackKeys::new(&table.stacks);
-        let mut by_key: HashMap<_, Vec<usize>, Keyed> = HashMap::default();
-        for (i, site) in table.free_sites.iter().enumerate() {
+        let mut by_key: HashMap<Key, Vec<usize>, Keyed> = HashMap::default();
+        for stack in records.into_iter().flat_map(|record| &record.stacks) {
+            for frames in ATTEMPTS {
+                by_key
+                    .entry((frames, keys.key(*stack, frames)))
+                    .or_default();
+            }
+        }
+        let sites = match by_key.is_empty() {
+            true => &[],
+            false => table.free_sites.as_slice(),
+        };
+        for (i, site) in sites.iter().enumerate() {
             // The empty stack is unknown, not a site.
             if site.count == 0 || table.stacks.frames(site.allocated).next().is_none() {
                 continue;
             }
-            for key in keys.keys(site.allocated, &ATTEMPTS) {
-                by_key.entry(key).or_default().push(i);
+            // Stacks that differ in one frame differ in more.
+            for frames in ATTEMPTS.into_iter().rev() {
+                let key = (frames, keys.key(site.allocated, frames));
+                match by_key.get_mut(&key) {
+                    Some(sites) => sites.push(i),
+                    None => break,
+                }
             }
         }
         FreeSiteIndex {

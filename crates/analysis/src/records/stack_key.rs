@@ -1,7 +1,7 @@
 //! When two stacks count as the same.
 
+use hashbrown::HashTable;
 use leakscope_model::{RawFrame, StackId, StackTable};
-use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
 
 /// The most frames that a [`StackKey::Prefix`] compares.
@@ -19,13 +19,16 @@ pub(super) enum StackKey {
 /// Makes keys.
 ///
 /// The recorder's threads may store the same frames under two nodes, so ids
-/// alone do not tell whole stacks apart. Nodes are numbered anew so that equal
-/// paths share a number: each node is looked up once, with its caller's
-/// number, and no stack is ever hashed frame by frame.
+/// alone do not tell whole stacks apart. Nodes are numbered so that equal paths
+/// share a number, that of the first node met of them: each node is looked up
+/// once, with its caller's number, and no stack is ever hashed frame by frame.
 pub(super) struct StackKeys<'a> {
     stacks: &'a StackTable,
     numbers: Vec<u32>,
-    known: HashMap<(u32, RawFrame), u32, Keyed>,
+    /// Nodes that number themselves, found by frame and caller's number. With
+    /// a million of them, what it weighs decides what it costs.
+    known: HashTable<u32>,
+    keyed: Keyed,
 }
 
 /// Node not numbered yet; the root's number is 0.
@@ -36,7 +39,8 @@ impl<'a> StackKeys<'a> {
         StackKeys {
             stacks,
             numbers: vec![UNKNOWN; stacks.len()],
-            known: HashMap::default(),
+            known: HashTable::with_capacity(stacks.len()),
+            keyed: Keyed::default(),
         }
     }
 
@@ -47,21 +51,6 @@ impl<'a> StackKeys<'a> {
             return StackKey::Whole(self.number(stack));
         };
         shortened(&self.innermost(stack), frames)
-    }
-
-    /// The keys of `stack` by each of `lengths` (`None`: by all frames): what
-    /// [`StackKeys::key`] says, at the cost of one walk.
-    pub(super) fn keys<'k>(
-        &mut self,
-        stack: StackId,
-        lengths: &'k [Option<usize>],
-    ) -> impl Iterator<Item = (Option<usize>, StackKey)> + use<'k> {
-        let whole = StackKey::Whole(self.number(stack));
-        let innermost = self.innermost(stack);
-        lengths.iter().map(move |length| {
-            let key = length.map_or(whole, |frames| shortened(&innermost, frames));
-            (*length, key)
-        })
     }
 
     fn innermost(&self, stack: StackId) -> [Option<RawFrame>; LONGEST_PREFIX] {
@@ -89,9 +78,25 @@ impl<'a> StackKeys<'a> {
             let Some(frame) = self.stacks.frames(node).next() else {
                 continue;
             };
-            let next = self.known.len() as u32 + 1;
-            number = *self.known.entry((number, frame)).or_insert(next);
-            if let Some(slot) = self.numbers.get_mut(node.0 as usize) {
+            let StackKeys {
+                stacks,
+                numbers,
+                known,
+                keyed,
+            } = &mut *self;
+            let frame_of = |id: u32| stacks.frames(StackId(id)).next();
+            let outer_of = |id: u32| match stacks.caller(StackId(id)).0 {
+                0 => Some(0),
+                caller => numbers.get(caller as usize).copied(),
+            };
+            let hash = keyed.hash_one((number, frame));
+            let same = |id: &u32| frame_of(*id) == Some(frame) && outer_of(*id) == Some(number);
+            let hash_of = |id: &u32| {
+                let outer = outer_of(*id).unwrap_or(0);
+                frame_of(*id).map_or(0, |frame| keyed.hash_one((outer, frame)))
+            };
+            number = *known.entry(hash, same, hash_of).or_insert(node.0).get();
+            if let Some(slot) = numbers.get_mut(node.0 as usize) {
                 *slot = number;
             }
         }

@@ -241,7 +241,7 @@ fn siblings_are_sought_by_the_whole_stack_then_by_fewer_frames() {
     let mut table = table(nodes, &[(23, ids[0])]);
     let records = merge(&table, &Classified::default(), Resolution::High);
 
-    let found = FreeSiteIndex::new(&table).of(&records[0]);
+    let found = FreeSiteIndex::new(&table, &records).of(&records[0]);
     assert_eq!(found, FreeSites::default());
 
     table.free_sites = vec![
@@ -250,14 +250,14 @@ fn siblings_are_sought_by_the_whole_stack_then_by_fewer_frames() {
         free_site(ids[1], ids[4], 5),
         free_site(ids[6], ids[4], 1000),
     ];
-    let found = FreeSiteIndex::new(&table).of(&records[0]);
+    let found = FreeSiteIndex::new(&table, &records).of(&records[0]);
     assert_eq!(found.top, [(ids[3], 36), (ids[4], 5)]);
     assert_eq!((found.samples, found.shared_frames), (41, Some(2)));
     let mean = found.lifetime.map(|l| l.mean_seconds);
     assert_eq!(mean, Some(2.5));
 
     table.free_sites.push(free_site(ids[0], ids[4], 3));
-    let found = FreeSiteIndex::new(&table).of(&records[0]);
+    let found = FreeSiteIndex::new(&table, &records).of(&records[0]);
     assert_eq!((found.samples, found.shared_frames), (3, None));
     assert_eq!(found.top, [(ids[4], 3)]);
 }
@@ -268,10 +268,10 @@ fn one_shared_frame_counts_only_when_it_is_no_wrapper() {
     let mut table = table(nodes, &[(23, ids[0])]);
     let records = merge(&table, &Classified::default(), Resolution::High);
     table.free_sites = vec![free_site(ids[1], ids[3], 7), free_site(ids[2], ids[4], 2)];
-    let found = FreeSiteIndex::new(&table).of(&records[0]);
+    let found = FreeSiteIndex::new(&table, &records).of(&records[0]);
     assert_eq!((found.samples, found.shared_frames), (9, Some(1)));
     table.free_sites.push(free_site(ids[2], ids[5], 7));
-    let found = FreeSiteIndex::new(&table).of(&records[0]);
+    let found = FreeSiteIndex::new(&table, &records).of(&records[0]);
     assert_eq!(found, FreeSites::default());
 }
 

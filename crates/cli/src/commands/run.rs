@@ -130,6 +130,7 @@ impl Plan {
                     debuginfod_urls: text_variable("DEBUGINFOD_URLS"),
                     debuginfod_cache: debuginfod_cache(|name| std::env::var_os(name)),
                 },
+                show: args.show.list(),
                 symbolise: named.list(),
             },
             view,

@@ -25,6 +25,9 @@ use crate::supervisor::Supervisor;
 /// Frames of all listed records together: each takes a few hundred bytes, and
 /// a recursion may leave as many stacks as blocks.
 const LISTED_FRAMES: usize = 1 << 20;
+/// Of these, frames of records whose kind nobody asked to see, as a compiler
+/// that exits without freeing leaves a million of.
+const UNASKED_FRAMES: usize = 1 << 16;
 /// Members of a cycle that are named.
 const CYCLE_MEMBERS: usize = 16;
 
@@ -162,14 +165,16 @@ pub(crate) fn find(supervisor: &Supervisor, judgement: &Judgement, names: &mut N
             cycle: &marked.cycle,
         });
     let mut records = merge(table, &classes, options.resolution);
-    // What will be shown comes first, should there be too many; both parts
+    // What was asked for comes first, should there be too many; both parts
     // stay in their order.
-    records.sort_by_key(|record| !is_shown(options, judgement, record.kind));
+    let asked = |kind| judgement.marked.is_none() || options.show.contains(&kind);
+    records.sort_by_key(|record| !asked(record.kind));
     let mut notices = Vec::new();
     let mut set = suppressions(supervisor, judgement, &mut notices);
     let mut loss = LossSummary::default();
     let mut kept: Vec<(RawRecord, Vec<Frame>)> = Vec::new();
     let mut room = LISTED_FRAMES;
+    let mut unasked_room = UNASKED_FRAMES;
     let (mut unlisted, mut unlisted_totals) = (0u64, KindTotals::default());
     for record in records {
         let direct = KindTotals {
@@ -177,8 +182,10 @@ pub(crate) fn find(supervisor: &Supervisor, judgement: &Judgement, names: &mut N
             blocks: record.blocks,
         };
         let may_hide = set.may_hide(record.kind, names.innermost_module(record.stack).as_deref());
-        let listed = room > 0;
-        let frames = if may_hide || (listed && is_shown(options, judgement, record.kind)) {
+        let shown = is_shown(options, judgement, record.kind);
+        let asked = asked(record.kind);
+        let listed = room > 0 && (asked || unasked_room > 0);
+        let frames = if may_hide || (listed && shown) {
             names.stack(record.stack)
         } else if listed {
             names.bare_stack(record.stack)
@@ -196,7 +203,11 @@ pub(crate) fn find(supervisor: &Supervisor, judgement: &Judgement, names: &mut N
         }
         add(sum_of(&mut loss, record.kind), direct);
         if listed {
-            room = room.saturating_sub(frames.len().max(1));
+            let taken = frames.len().max(1);
+            room = room.saturating_sub(taken);
+            if !asked {
+                unasked_room = unasked_room.saturating_sub(taken);
+            }
             kept.push((record, frames));
         } else {
             unlisted += 1;
@@ -208,9 +219,10 @@ pub(crate) fn find(supervisor: &Supervisor, judgement: &Judgement, names: &mut N
             code: "records-not-listed",
             message: format!(
                 "the smallest {} ({} in all) are counted in the summary but not listed: too many \
-                 different call stacks; try --leak-resolution low",
+                 different call stacks; try {}--leak-resolution low",
                 quantity::counted(unlisted, "record"),
-                quantity::bytes(unlisted_totals.bytes)
+                quantity::bytes(unlisted_totals.bytes),
+                if room > 0 { "--show all or " } else { "" }
             ),
         });
     }
@@ -219,7 +231,9 @@ pub(crate) fn find(supervisor: &Supervisor, judgement: &Judgement, names: &mut N
         .map(|(record, frames)| (record.kind, frames.as_slice()))
         .collect();
     let ids = stable_ids(&ids);
-    let mut sites = FreeSiteIndex::new(table);
+    let shown = kept.iter().map(|(record, _)| record);
+    let shown = shown.filter(|record| is_shown(options, judgement, record.kind));
+    let mut sites = FreeSiteIndex::new(table, shown);
     let mut leaks: Vec<Leak> = kept
         .into_iter()
         .zip(ids)
