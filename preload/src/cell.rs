@@ -10,9 +10,10 @@ use crate::stacks::Stacks;
 use crate::{sys, x86_64};
 use core::cell::UnsafeCell;
 use core::sync::atomic::{
-    AtomicU32, AtomicU64, AtomicUsize, Ordering::AcqRel, Ordering::Acquire, Ordering::Relaxed,
-    Ordering::Release, compiler_fence,
+    AtomicI64, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering::AcqRel, Ordering::Acquire,
+    Ordering::Relaxed, Ordering::Release, compiler_fence,
 };
+use leakscope_recorder_core::counters::{Row, Slot};
 use leakscope_recorder_core::unwind::ThreadStacks;
 
 /// Events that arrive while the thread is inside the recorder (a signal
@@ -39,18 +40,12 @@ pub struct Fields {
     pub rounds: u8,
     /// Depth of `__lsan_disable`.
     pub lsan_off: u32,
-    /// Address whose release was recorded by operator delete already.
-    pub just_freed: u64,
-    /// Address and family of the latest allocation.
-    pub last_alloc: u64,
-    /// See `last_alloc`.
+    /// Family of the latest allocation that was recorded.
     pub last_family: u8,
     /// Its size.
     pub last_size: u64,
     /// State of the lot.
     pub lot: u32,
-    /// Bytes until the next sample.
-    pub sample_left: i64,
     /// Waiting events.
     pub pending_len: u32,
     /// See `pending_len`.
@@ -61,6 +56,29 @@ pub struct Fields {
     pub last_stacks: ThreadStacks,
 }
 
+/// What may be used without entering the recorder, one word at a time: a signal
+/// handler that comes between may cost a count, and nothing else.
+#[repr(C)]
+pub struct Quick {
+    /// The row of counters; null unless this process is sampled.
+    row: AtomicPtr<Row>,
+    /// Bytes until the next sample.
+    pub sample_left: AtomicI64,
+    /// Address whose release was recorded by operator delete already.
+    pub just_freed: AtomicU64,
+    /// Address of the latest allocation.
+    pub last_alloc: AtomicU64,
+}
+
+impl Quick {
+    /// Counters of a thread whose process is sampled.
+    #[inline(always)]
+    pub fn row(&self) -> Option<&'static Row> {
+        // SAFETY: `adopt` put it there, from a reference that stays good.
+        unsafe { self.row.load(Relaxed).as_ref() }
+    }
+}
+
 /// A thread's cell. All zero is a valid, dead cell.
 #[repr(C)]
 pub struct Cell {
@@ -69,6 +87,8 @@ pub struct Cell {
     /// Stack pointer at the hook through which the thread entered the
     /// recorder; 0 outside.
     busy: AtomicU64,
+    /// See there.
+    pub quick: Quick,
     fields: UnsafeCell<Fields>,
 }
 
@@ -149,8 +169,17 @@ pub fn current() -> Option<&'static Cell> {
     (cell.live.load(Relaxed) != 0).then_some(cell)
 }
 
-/// Gives the calling thread a cell with `slot` as its row of counters.
-pub fn adopt(slot: u16, lot: u32) -> Option<&'static Cell> {
+/// What the calling thread may use without entering the recorder.
+#[inline(always)]
+pub fn quick() -> Option<&'static Quick> {
+    let word = x86_64::thread_word();
+    // SAFETY: as in `current`; what was wiped says that there is nothing to do.
+    (word > ENDED).then(|| unsafe { &(*(word as *const Cell)).quick })
+}
+
+/// Gives the calling thread a cell with `slot` as its row of counters; `sampled`
+/// if the process is.
+pub fn adopt(slot: Slot<'static>, lot: u32, sampled: bool) -> Option<&'static Cell> {
     let base = BASE.load(Acquire);
     let capacity = CAPACITY.load(Relaxed).min(MAX_CELLS);
     if base == 0 {
@@ -164,17 +193,23 @@ pub fn adopt(slot: u16, lot: u32) -> Option<&'static Cell> {
             let cell = unsafe { &*(at as *const Cell) };
             // SAFETY: nobody else has this cell.
             let f = unsafe { &mut *cell.fields.get() };
-            f.slot = slot;
+            f.slot = slot.index();
             f.rounds = 0;
             f.lsan_off = 0;
-            f.just_freed = 0;
-            f.last_alloc = 0;
             f.last_size = 0;
             f.lot = lot | 1;
-            f.sample_left = 0;
             f.pending_len = 0;
             f.stacks = Stacks::NONE;
             f.last_stacks.forget(i < FEW);
+            let row = if sampled {
+                (&raw const *slot.row()).cast_mut()
+            } else {
+                core::ptr::null_mut()
+            };
+            cell.quick.row.store(row, Relaxed);
+            cell.quick.sample_left.store(0, Relaxed);
+            cell.quick.just_freed.store(0, Relaxed);
+            cell.quick.last_alloc.store(0, Relaxed);
             cell.busy.store(0, Relaxed);
             cell.live.store(1, Release);
             x86_64::set_thread_word(at);
@@ -190,6 +225,7 @@ impl Cell {
         let at: *const Cell = self;
         let index = (at as usize).wrapping_sub(BASE.load(Relaxed) + HEAD_BYTES) / CELL_BYTES;
         self.live.store(0, Relaxed);
+        self.quick.row.store(core::ptr::null_mut(), Relaxed);
         x86_64::set_thread_word(ENDED);
         if let Some(used) = USED.get(index) {
             used.store(0, Release);
@@ -221,12 +257,9 @@ impl Cell {
             return false;
         }
         // SAFETY: as above.
-        unsafe {
-            let f = self.fields.get();
-            (*f).last_stacks.forget(false);
-            (*f).just_freed = 0;
-            (*f).last_alloc = 0;
-        }
+        unsafe { (*self.fields.get()).last_stacks.forget(false) };
+        self.quick.just_freed.store(0, Relaxed);
+        self.quick.last_alloc.store(0, Relaxed);
         self.pending_len().store(0, Relaxed);
         crate::recorder::abandoned();
         true
@@ -275,6 +308,12 @@ impl Inside {
         // SAFETY: `busy` is 1, so no handler of this thread makes another
         // reference, and no other thread has this cell.
         unsafe { &mut *self.0.fields.get() }
+    }
+
+    /// What needs no entering.
+    #[inline(always)]
+    pub fn quick(&self) -> &'static Quick {
+        &self.0.quick
     }
 
     /// Leaves; events that were put off meanwhile are handed to `each` first,

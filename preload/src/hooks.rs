@@ -6,7 +6,8 @@
 use crate::cell::Waiting;
 use crate::recorder::{self, Access, Place};
 use crate::x86_64::{self, Saved};
-use crate::{arena, ask, descriptors, exec, mappings, modules, quiet, real};
+use crate::{arena, ask, descriptors, exec, mappings, modules, quiet, real, sampling};
+use core::sync::atomic::Ordering::Relaxed;
 use leakscope_wire::entry::{FAMILY_MALLOC, FAMILY_MASK, FAMILY_NEW, FAMILY_NEW_ARRAY};
 
 /// exit_group(2), for programs that call it by number.
@@ -40,7 +41,7 @@ macro_rules! original {
 
 #[inline(always)]
 fn made(addr: usize, size: usize, place: Place) {
-    if addr == 0 {
+    if addr == 0 || sampling::passes_over(addr as u64, size as u64) {
         return;
     }
     match recorder::access(place.sp) {
@@ -71,12 +72,15 @@ fn aside(access: Access, event: Waiting) {
 
 #[inline(always)]
 fn release(addr: usize, place: Place) {
+    if sampling::passes_over_free(addr as u64) {
+        return;
+    }
     match recorder::access(place.sp) {
         Access::Inside(recorder, mut inside) => {
-            let f = inside.fields();
-            if f.just_freed == addr as u64 {
+            let just_freed = &inside.quick().just_freed;
+            if just_freed.load(Relaxed) == addr as u64 {
                 // operator delete recorded it with its own family.
-                f.just_freed = 0;
+                just_freed.store(0, Relaxed);
             } else {
                 recorder.freed(&mut inside, addr as u64, MALLOC, place);
             }
@@ -177,6 +181,14 @@ fn resize(addr: usize, size: usize, place: Place, call: impl FnOnce() -> Option<
         if !arena::owns(at) {
             made(at, size, place);
         }
+        return at;
+    }
+    if sampling::outside_sample(addr as u64) {
+        let at = call().unwrap_or(0);
+        if at != 0 || size == 0 {
+            sampling::released_outside_sample();
+        }
+        made(at, size, place);
         return at;
     }
     let before = match recorder::access(place.sp) {
@@ -379,7 +391,7 @@ pub extern "C" fn new_done(
     sp: usize,
     bp: usize,
 ) {
-    if addr == 0 {
+    if addr == 0 || sampling::passes_over_new(addr as u64, size as u64) {
         return;
     }
     match recorder::access(sp) {
@@ -402,14 +414,15 @@ pub extern "C" fn delete_begin(
     sp: usize,
     bp: usize,
 ) {
-    if addr == 0 || arena::owns(addr) {
+    if addr == 0 || arena::owns(addr) || sampling::passes_over_delete(addr as u64) {
         return;
     }
     if let Access::Inside(recorder, mut inside) = recorder::access(sp) {
         // operator delete[] calls operator delete.
-        if inside.fields().just_freed != addr as u64 {
+        let just_freed = &inside.quick().just_freed;
+        if just_freed.load(Relaxed) != addr as u64 {
             recorder.freed(&mut inside, addr as u64, family as u8, Place { sp, bp, bx });
-            inside.fields().just_freed = addr as u64;
+            just_freed.store(addr as u64, Relaxed);
         }
         recorder.leave(inside);
     }

@@ -2,13 +2,14 @@
 //! event.
 
 use crate::cell::{self, Cell, Inside, Waiting};
+use crate::sampling::{self, SAMPLE};
 use crate::{modules, real, stacks, sys, weak, x86_64};
 use core::cell::UnsafeCell;
 use core::mem::MaybeUninit;
 use core::sync::atomic::{
     AtomicU8, AtomicU32, AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release,
 };
-use leakscope_recorder_core::counters::Slot;
+use leakscope_recorder_core::counters::{Slot, count_allocation};
 use leakscope_recorder_core::freed::{self, Past};
 use leakscope_recorder_core::heap::Heap;
 use leakscope_recorder_core::lock;
@@ -213,15 +214,17 @@ fn first_access(at: usize) -> Access {
     let Some(slot) = Slot::claim(recorder.segment, tcb) else {
         return Access::Late(recorder);
     };
-    let lot = (tcb >> 4) as u32 ^ (slot.index() as u32).wrapping_mul(0x9e37_79b9);
-    let Some(cell) = cell::adopt(slot.index(), lot) else {
+    let mut lot = first_lot(tcb);
+    // The first gap is drawn like any other: a thread may end within it.
+    let gap = sampling::gap(recorder.sample_bytes, xorshift(&mut lot));
+    let Some(cell) = cell::adopt(slot, lot, recorder.sample_bytes != 0) else {
         slot.retire();
         return Access::Late(recorder);
     };
-    let Some(mut inside) = cell.enter(at) else {
+    let Some(inside) = cell.enter(at) else {
         return Access::Off;
     };
-    inside.fields().sample_left = recorder.sample_bytes as i64;
+    inside.quick().sample_left.store(gap, Relaxed);
     crate::init::watch_thread_end(cell);
     Access::Inside(recorder, inside)
 }
@@ -246,6 +249,18 @@ pub fn alone() -> bool {
         // SAFETY: glibc's variable `char __libc_single_threaded`.
         at => unsafe { (at as *const u8).read_volatile() != 0 },
     }
+}
+
+/// The state of a new thread's lot, which differs from that of one before it
+/// with the same control block.
+fn first_lot(tcb: u64) -> u32 {
+    static THREADS: AtomicU64 = AtomicU64::new(0);
+    let mixed = THREADS
+        .fetch_add(1, Relaxed)
+        .wrapping_add(tcb)
+        .wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    // The upper half, which every bit below reaches; never 0.
+    (mixed >> 32) as u32 | 1
 }
 
 fn xorshift(state: &mut u32) -> u32 {
@@ -293,7 +308,7 @@ impl Recorder {
         if self.sample_bytes == 0 {
             return size;
         }
-        crate::sampling::stands_for(size, self.sample_bytes)
+        sampling::stands_for(size, self.sample_bytes)
     }
 
     fn slot(&self, inside: &mut Inside) -> Option<Slot<'static>> {
@@ -308,13 +323,14 @@ impl Recorder {
         if self.sample_bytes == 0 {
             return true;
         }
-        let f = inside.fields();
-        f.sample_left -= size as i64;
-        if f.sample_left > 0 {
+        let left = &inside.quick().sample_left;
+        let now = left.load(Relaxed).saturating_sub_unsigned(size);
+        if now > 0 {
+            left.store(now, Relaxed);
             return false;
         }
-        let lot = xorshift(&mut f.lot);
-        f.sample_left = crate::sampling::gap(self.sample_bytes, lot);
+        let lot = xorshift(&mut inside.fields().lot);
+        left.store(sampling::gap(self.sample_bytes, lot), Relaxed);
         true
     }
 
@@ -328,16 +344,17 @@ impl Recorder {
         family: u8,
         place: Place,
     ) {
-        let f = inside.fields();
-        if f.just_freed == addr {
-            f.just_freed = 0;
+        let quick = inside.quick();
+        if quick.just_freed.load(Relaxed) == addr {
+            quick.just_freed.store(0, Relaxed);
         }
-        f.last_alloc = addr;
+        quick.last_alloc.store(addr, Relaxed);
+        let f = inside.fields();
         f.last_size = size;
         f.last_family = family;
         if !self.sampled(inside, size) {
             if let Some(slot) = self.slot(inside) {
-                slot.allocated_unsampled(size);
+                count_allocation(slot.row(), size);
             }
             return;
         }
@@ -357,6 +374,30 @@ impl Recorder {
         self.insert(inside, addr, size, captured.stack, u32::from(family));
     }
 
+    /// Adds a live block to the table and, first, to the sample's addresses.
+    #[inline(always)]
+    fn keep(&self, addr: u64, new: Entry) -> Inserted {
+        if self.sample_bytes == 0 {
+            return self.table.insert(addr, new);
+        }
+        SAMPLE.add(addr);
+        let inserted = self.table.insert(addr, new);
+        if inserted != Inserted::New {
+            SAMPLE.remove(addr);
+        }
+        inserted
+    }
+
+    /// Removes a block that is `wanted` from both.
+    #[inline(always)]
+    fn forget(&self, addr: u64, wanted: impl FnOnce(&Entry) -> bool) -> Option<Entry> {
+        let old = self.table.remove_if(addr, wanted)?;
+        if self.sample_bytes != 0 {
+            SAMPLE.remove(addr);
+        }
+        Some(old)
+    }
+
     #[inline(always)]
     fn insert(&self, inside: &mut Inside, addr: u64, size: u64, stack: u32, family: u32) {
         let ignored = if inside.fields().lsan_off != 0 {
@@ -366,15 +407,13 @@ impl Recorder {
         };
         let birth = entry::birth_of(self.clock());
         let slot = self.slot(inside);
-        match self.table.insert(
-            addr,
-            Entry {
-                size,
-                stack,
-                flags: family | ignored,
-                birth,
-            },
-        ) {
+        let new = Entry {
+            size,
+            stack,
+            flags: family | ignored,
+            birth,
+        };
+        match self.keep(addr, new) {
             Inserted::New => {}
             Inserted::Replaced(old) => {
                 // Its release was not seen, unless a realloc in another
@@ -408,8 +447,8 @@ impl Recorder {
         family: u8,
         place: Place,
     ) {
-        let f = inside.fields();
-        if f.last_alloc == addr {
+        if inside.quick().last_alloc.load(Relaxed) == addr {
+            let f = inside.fields();
             if f.last_family != family || f.last_size != size {
                 self.amend(inside, addr, size, family, place);
             }
@@ -426,12 +465,12 @@ impl Recorder {
         let f = inside.fields();
         f.last_family = family;
         f.last_size = size;
-        let Some(old) = self.table.remove(addr) else {
+        let Some(old) = self.forget(addr, |_| true) else {
             return;
         };
         let stack = self.capture(inside, place).stack;
         let flags = old.flags & !entry::FAMILY_MASK | u32::from(family);
-        self.table.insert(
+        self.keep(
             addr,
             Entry {
                 size,
@@ -453,7 +492,7 @@ impl Recorder {
     pub fn freed(&'static self, inside: &mut Inside, addr: u64, family: u8, place: Place) {
         // The allocator is about to look at the header that most keep there.
         x86_64::prefetch((addr as usize).wrapping_sub(16));
-        match self.table.remove(addr) {
+        match self.forget(addr, |_| true) {
             Some(old) => self.released(inside, addr, old, family, place),
             None if self.sample_bytes != 0 => self.unsampled_freed(inside),
             None => self.unknown_free(inside, addr, family, place),
@@ -599,8 +638,7 @@ impl Recorder {
     /// The realloc released `addr` (it moved, or shrank to nothing).
     pub fn moved_away(&self, inside: &mut Inside, addr: u64, before: Entry) {
         let slot = u32::from(inside.fields().slot);
-        self.table
-            .remove_if(addr, |e| e.flags & entry::MOVING != 0 && e.birth == slot);
+        self.forget(addr, |e| e.flags & entry::MOVING != 0 && e.birth == slot);
         self.gone(inside, before);
     }
 
@@ -641,14 +679,14 @@ impl Recorder {
                 flags: 0,
                 birth,
             };
-            if self.table.insert(event.addr, new) == Inserted::Dropped {
+            if self.keep(event.addr, new) == Inserted::Dropped {
                 self.count(word::DROPPED);
             }
         }
         let old = if event.alloc {
             None
         } else {
-            self.table.remove(event.addr)
+            self.forget(event.addr, |_| true)
         };
         match (slot, event.alloc, old) {
             (Some(slot), true, _) => slot.allocated(event.size, event.size),

@@ -1,4 +1,104 @@
-//! Poisson sampling by bytes, as tcmalloc and jemalloc do it.
+//! Poisson sampling by bytes, as tcmalloc and jemalloc do it, and the short way
+//! past the recorder for what is not in the sample: nearly everything.
+
+use crate::cell::{self, Quick};
+use core::sync::atomic::Ordering::Relaxed;
+use leakscope_recorder_core::counters::{Row, count_allocation, count_release};
+use leakscope_recorder_core::filter::Filter;
+
+/// Addresses of the live blocks in the sample.
+pub static SAMPLE: Filter = Filter::new();
+
+/// The thread's cell, if its process is sampled, with the row it counts in.
+#[inline(always)]
+fn sampled() -> Option<(&'static Quick, &'static Row)> {
+    let quick = cell::quick()?;
+    Some((quick, quick.row()?))
+}
+
+/// Sampled mode: counts an allocation that is not in the sample. False if it
+/// is, or if more has to be done about it.
+#[inline(always)]
+pub fn passes_over(addr: u64, size: u64) -> bool {
+    let Some((quick, row)) = sampled() else {
+        return false;
+    };
+    let left = quick
+        .sample_left
+        .load(Relaxed)
+        .saturating_sub_unsigned(size);
+    if left <= 0 {
+        return false;
+    }
+    quick.sample_left.store(left, Relaxed);
+    quick.last_alloc.store(addr, Relaxed);
+    if quick.just_freed.load(Relaxed) == addr {
+        quick.just_freed.store(0, Relaxed);
+    }
+    count_allocation(row, size);
+    true
+}
+
+/// Sampled mode: counts the release of a block that is not in the sample.
+/// False if it may be, or if more has to be done about it.
+#[inline(always)]
+pub fn passes_over_free(addr: u64) -> bool {
+    let Some((quick, row)) = sampled() else {
+        return false;
+    };
+    if SAMPLE.may_hold(addr) {
+        return false;
+    }
+    if quick.just_freed.load(Relaxed) == addr {
+        quick.just_freed.store(0, Relaxed);
+    } else {
+        count_release(row);
+    }
+    true
+}
+
+/// Sampled mode: true if the block at `addr` is not in the sample.
+#[inline(always)]
+pub fn outside_sample(addr: u64) -> bool {
+    sampled().is_some() && !SAMPLE.may_hold(addr)
+}
+
+/// Counts the release of a block for which `outside_sample` was true.
+#[inline(always)]
+pub fn released_outside_sample() {
+    if let Some((_, row)) = sampled() {
+        count_release(row);
+    }
+}
+
+/// As `passes_over_free`, in an operator delete, after which free may follow.
+#[inline(always)]
+pub fn passes_over_delete(addr: u64) -> bool {
+    let Some((quick, row)) = sampled() else {
+        return false;
+    };
+    if SAMPLE.may_hold(addr) {
+        return false;
+    }
+    if quick.just_freed.load(Relaxed) != addr {
+        count_release(row);
+        quick.just_freed.store(addr, Relaxed);
+    }
+    true
+}
+
+/// Sampled mode: true if the block at `addr`, which operator new returned, was
+/// passed over, by its malloc or now.
+#[inline(always)]
+pub fn passes_over_new(addr: u64, size: u64) -> bool {
+    let Some((quick, _)) = sampled() else {
+        return false;
+    };
+    if quick.last_alloc.load(Relaxed) == addr {
+        return !SAMPLE.may_hold(addr);
+    }
+    passes_over(addr, size)
+}
 
 /// Bytes until the next sample: exponential with mean `mean`, from the 32
 /// random bits `lot`. Integers only, because the program's floating-point

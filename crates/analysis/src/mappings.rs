@@ -93,26 +93,37 @@ impl Watch {
         if span == 0 {
             return;
         }
-        // Structures all over the mappings point to them again and again:
-        // of those that are known already only the start may tell more.
-        let mut known = [Range::default(); KNOWN];
+        // Structures all over the mappings point to them again and again: of
+        // those that are known already only the start may tell more, and what
+        // lies between them, or points to its own mapping, tells nothing.
+        let mut known = [(Range::default(), Addr(0)); KNOWN];
+        let mut own = Range::default();
         for (at, word) in (start..).step_by(8).zip(bytes.as_chunks::<8>().0) {
             let word = u64::from_le_bytes(*word);
             if word.wrapping_sub(low) >= span {
                 continue;
             }
+            let (at, to) = (Addr(at), Addr(word));
+            if own.contains(to) && own.contains(at) {
+                continue;
+            }
             let slot = known.get_mut((word >> KNOWN_SHIFT) as usize % KNOWN);
-            if let Some(range) = &slot
-                && range.contains(Addr(word))
-                && range.start.0 != word
+            if let Some((range, telling)) = &slot
+                && range.contains(to)
+                && *telling != to
             {
                 continue;
             }
-            if let Some((place, start)) = self.targets.find(word, Some(Addr(at))) {
+            let (range, mapping) = self.targets.around(word);
+            if mapping && range.contains(at) {
+                own = range;
+                continue;
+            }
+            if let Some((place, start)) = self.targets.find(word, Some(at)) {
                 self.targets.improve(place, start, LossKind::Reachable);
-                if let Some(slot) = slot {
-                    *slot = self.targets.range(word);
-                }
+            }
+            if let Some(slot) = slot {
+                *slot = (range, if mapping { range.start } else { Addr(0) });
             }
         }
     }
@@ -216,11 +227,20 @@ impl Targets {
         Some((*place, range.start == word))
     }
 
-    /// The range of the mapping that a word points to; empty without one.
-    fn range(&self, word: u64) -> Range {
+    /// The range of the mapping that a word points to, and true; or what lies
+    /// between the mappings around it, and false.
+    fn around(&self, word: u64) -> (Range, bool) {
         let next = self.ranges.partition_point(|(r, _)| r.start.0 <= word);
-        let found = next.checked_sub(1).and_then(|i| self.ranges.get(i));
-        found.map_or(Range::default(), |(range, _)| *range)
+        let below = next.checked_sub(1).and_then(|i| self.ranges.get(i));
+        let above = self.ranges.get(next);
+        match below {
+            Some((range, _)) if range.contains(Addr(word)) => (*range, true),
+            _ => {
+                let start = below.map_or(0, |(range, _)| range.end.0);
+                let end = above.map_or(u64::MAX, |(range, _)| range.start.0);
+                (Range::new(start, end), false)
+            }
+        }
     }
 
     /// A word that stands at `at` (`None`: a register), in memory of `kind`.
@@ -363,19 +383,23 @@ mod tests {
         /// Judged together or one after the other: the same.
         #[test]
         fn one_reading_is_enough(
-            words in proptest::collection::vec((0u64..64, 0u64..5, 0u64..4), 0..40),
-            registers in proptest::collection::vec((0u64..5, 0u64..3), 0..3),
+            words in proptest::collection::vec((0u64..72, 0u64..6, 0u64..4), 0..40),
+            registers in proptest::collection::vec((0u64..6, 0u64..3), 0..3),
+            rooted: bool,
         ) {
             // Places: 16 words of roots, six blocks of eight words in the
-            // heap and the mapping A, where the sixth block lies.
+            // heap and the mapping A, where the sixth block lies, and B.
             let place = |n: u64| match n {
                 0..16 => ROOT + 8 * n,
                 16..56 => HEAP + 8 * (n - 16) + 16,
-                _ => A + 0x100 + 8 * (n - 56),
+                56..64 => A + 0x100 + 8 * (n - 56),
+                _ => B + 0x100 + 8 * (n - 64),
             };
             let target = |to: u64, offset: u64| match to {
                 0 => A + offset * 0x108,
                 1 => B + offset * 0x108,
+                // Between the two.
+                5 => A + LEN + offset * 8,
                 to => HEAP + 64 * (to - 2) + 16 + offset * 8,
             };
             let mut memory = FakeMemory::new();
@@ -397,7 +421,10 @@ mod tests {
                 stack: StackId(0),
             });
             let plan = RootPlan {
-                ranges: vec![(Range::new(ROOT, ROOT + 0x1000), RootKind::Globals)],
+                ranges: [ROOT, A, B][..if rooted { 3 } else { 1 }]
+                    .iter()
+                    .map(|at| (Range::new(*at, at + 0x1000), RootKind::Globals))
+                    .collect(),
                 words: registers.iter().map(|(to, offset)| target(*to, *offset)).collect(),
                 ..RootPlan::default()
             };

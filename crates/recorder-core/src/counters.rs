@@ -13,11 +13,29 @@ const FLUSH_BYTES: i64 = 64 << 10;
 const IN_USE: u64 = 1;
 const ENDED: u64 = 2;
 
+/// The words of a row.
+pub type Row = [AtomicU64; thread::WORDS];
+
+/// Counts in `row`, its thread's own, an allocation that is not followed: its
+/// release will not be seen as such.
+#[inline(always)]
+pub fn count_allocation(row: &Row, bytes: u64) {
+    bump(&row[thread::ALLOCATIONS], 1);
+    bump(&row[thread::BYTES], bytes);
+}
+
+/// Counts in `row`, its thread's own, the release of a block that was not
+/// followed.
+#[inline(always)]
+pub fn count_release(row: &Row) {
+    bump(&row[thread::FREES], 1);
+}
+
 /// One thread's row in the segment.
 #[derive(Clone, Copy)]
 pub struct Slot<'a> {
     segment: Segment<'a>,
-    row: &'a [AtomicU64; thread::WORDS],
+    row: &'a Row,
     index: u16,
 }
 
@@ -82,23 +100,19 @@ impl<'a> Slot<'a> {
     /// same, but in a sample.
     #[inline]
     pub fn allocated(&self, bytes: u64, live: u64) {
-        bump(&self.row[thread::ALLOCATIONS], 1);
-        bump(&self.row[thread::BYTES], bytes);
+        count_allocation(self.row, bytes);
         self.live(live as i64);
     }
 
-    /// Counts an allocation that is not followed: its release will not be
-    /// seen as such.
-    #[inline]
-    pub fn allocated_unsampled(&self, bytes: u64) {
-        bump(&self.row[thread::ALLOCATIONS], 1);
-        bump(&self.row[thread::BYTES], bytes);
+    /// Its words.
+    pub fn row(&self) -> &'a Row {
+        self.row
     }
 
     /// Counts a release of what stood for `live` bytes.
     #[inline]
     pub fn freed(&self, live: u64) {
-        bump(&self.row[thread::FREES], 1);
+        count_release(self.row);
         self.live((live as i64).wrapping_neg());
     }
 

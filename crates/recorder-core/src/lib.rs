@@ -12,6 +12,7 @@
 extern crate std;
 
 pub mod counters;
+pub mod filter;
 pub mod freed;
 pub mod heap;
 mod interleave;

@@ -14,7 +14,7 @@ use crate::trial;
 /// A test that needs nothing but what every recorded run needs.
 type Case = (&'static str, fn() -> Outcome);
 
-const CASES: [Case; 17] = [
+const CASES: [Case; 19] = [
     ("not_found", not_found),
     ("not_executable", not_executable),
     ("bad_option", bad_option),
@@ -29,6 +29,8 @@ const CASES: [Case; 17] = [
     ("sampled", sampled),
     ("sampled_among_others", sampled_among_others),
     ("sampled_growing", sampled_growing),
+    ("sampled_short_threads", sampled_short_threads),
+    ("sampled_counts", sampled_counts),
     ("ids_are_stable", ids_are_stable),
     ("interrupt", interrupt),
     ("deleted_executable", deleted_executable),
@@ -306,6 +308,42 @@ fn sampled_growing() -> Outcome {
     ensure(allocations - frees == 30_001, || {
         format!("{allocations} allocations and {frees} frees leave 30 001")
     })
+}
+
+/// Threads that end before their first sample are in it all the same.
+fn sampled_short_threads() -> Outcome {
+    let recorded =
+        program("sampled_short_threads.c")?.run_recorded(&["--quiet", "--sample", "64K"])?;
+    let section = recorded.sections.first().ok_or("no section")?;
+    // About 246 samples: 6 standard errors are 38 % of the 16 MB.
+    let (bytes, _) = section.loss("definite");
+    ensure((10_000_000..22_200_000).contains(&bytes), || {
+        format!("{bytes} lost bytes estimated, 16 120 144 in truth")
+    })
+}
+
+/// What is not in the sample is counted like the rest.
+fn sampled_counts() -> Outcome {
+    for name in [
+        "alloc_realloc.c",
+        "alloc_threads.c",
+        "new_all_forms.cc",
+        "new_containers.cc",
+        "new_replaced.cc",
+    ] {
+        let job = program(name)?;
+        let mut counts = Vec::new();
+        for options in [&["--quiet"][..], &["--quiet", "--sample", "1G"]] {
+            let recorded = job.run_recorded(options)?;
+            let section = recorded.sections.first().ok_or("no section")?;
+            let heap = ["allocations", "frees"];
+            counts.push(heap.map(|what| section.number(&format!("/heap/{what}"))));
+        }
+        ensure(counts[0] == counts[1], || {
+            format!("{name}: allocations and frees: {counts:?}")
+        })?;
+    }
+    Ok(())
 }
 
 /// What blocks hold that were not sampled is not lost.
