@@ -46,7 +46,8 @@ pub struct Row {
     pub peak: Option<f64>,
     /// Peak bytes of the largest process beside it.
     pub beside: Option<f64>,
-    /// Nanoseconds more for each allocation, on the thread that makes it.
+    /// Nanoseconds more for each allocation, on the thread that makes it; of
+    /// the native run, from one allocation to the next.
     pub nanoseconds: Option<f64>,
     /// Bytes of files left behind.
     pub kept: u64,
@@ -196,8 +197,11 @@ impl Turns {
             let (least, most) = range.unwrap_or((wall, wall));
             Some((least.min(wall), most.max(wall)))
         });
-        let more = median(pairs.iter().map(|(n, r)| r.wall - n.wall));
         let native = self.tool == Tool::Native;
+        let more = median(pairs.iter().map(|(n, r)| match native {
+            true => n.wall,
+            false => r.wall - n.wall,
+        }));
         Row {
             tool: self.tool,
             runs: pairs.len(),
@@ -209,7 +213,7 @@ impl Turns {
             peak: each(|run| run.peak as f64),
             beside: each(|run| run.beside as f64).filter(|bytes| *bytes > 0.0),
             nanoseconds: (more.zip(allocations))
-                .filter(|(_, n)| !native && *n > 0.0)
+                .filter(|(_, n)| *n > 0.0)
                 .map(|(more, n)| more * 1e9 / n),
             kept: self.kept,
             facts: self.facts,

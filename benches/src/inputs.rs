@@ -121,21 +121,59 @@ long use{i}(std::istream &in) {{
     file.finish()
 }
 
-/// Objects, strings and dictionaries made, kept and dropped.
+/// What [`xml`] writes, for `xmllint --schema`.
+pub fn schema(path: &Path) -> Result<()> {
+    let text = r#"<?xml version="1.0" encoding="UTF-8"?>
+<xs:schema xmlns:xs="http://www.w3.org/2001/XMLSchema">
+  <xs:element name="catalogue"><xs:complexType><xs:sequence>
+    <xs:element name="item" minOccurs="0" maxOccurs="unbounded"><xs:complexType>
+      <xs:sequence>
+        <xs:element name="title" type="xs:string"/>
+        <xs:element name="price"><xs:complexType><xs:simpleContent>
+          <xs:extension base="xs:decimal"><xs:attribute name="unit" type="xs:string" use="required"/></xs:extension>
+        </xs:simpleContent></xs:complexType></xs:element>
+        <xs:element name="p"><xs:complexType mixed="true"><xs:sequence>
+          <xs:element name="b" type="xs:string" minOccurs="0" maxOccurs="unbounded"/>
+        </xs:sequence></xs:complexType></xs:element>
+      </xs:sequence>
+      <xs:attribute name="id" type="xs:ID" use="required"/>
+      <xs:attribute name="kind" type="xs:NCName" use="required"/>
+    </xs:complexType></xs:element>
+  </xs:sequence></xs:complexType></xs:element>
+</xs:schema>
+"#;
+    std::fs::write(path, text)
+}
+
+/// Reads records, makes objects of them, groups, sorts, formats, searches and
+/// counts.
 pub fn python(path: &Path, rounds: u64) -> Result<()> {
     let text = format!(
-        "total = 0
+        "import collections, json, re
+
+class Item:
+    def __init__(self, name, kind, price):
+        self.name, self.kind, self.price = name, kind, price
+
+    def line(self):
+        return '%-20s %3d %8.2f' % (self.name, self.kind, self.price)
+
+source = json.dumps([
+    {{'name': 'item %d' % (i * 7919 % 20011), 'kind': i % 97, 'price': i * 0.37, 'tags': ['t%d' % (i % 13)]}}
+    for i in range(20000)])
+pair = re.compile(r'(\\w+) (\\d+)')
+total = 0
 for turn in range({rounds}):
-    table = {{}}
-    for i in range(40000):
-        key = 'key %d' % (i * 7919 % 40009)
-        table[key] = [i, str(i * turn), {{'name': key.upper(), 'half': i / 2}}]
-    words = ' '.join(table).split()
-    total += len(set(words)) + sum(len(v[1]) for v in table.values())
-    for key in list(table)[::3]:
-        del table[key]
-    total += len(sorted(table, key=lambda k: k[::-1]))
-print(total)
+    rows = json.loads(source)
+    groups = collections.defaultdict(list)
+    for row in rows:
+        groups[row['kind']].append(Item(row['name'], row['kind'], row['price']))
+    report = '\\n'.join(
+        item.line() for kind in sorted(groups) for item in sorted(groups[kind], key=lambda item: item.price))
+    endings = collections.Counter(number[-2:] for _, number in pair.findall(report))
+    total += sum(float(line.split()[-1]) for line in report.splitlines())
+    total += len(json.dumps(rows)) + endings.most_common(1)[0][1]
+print(round(total))
 "
     );
     std::fs::write(path, text)

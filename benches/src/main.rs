@@ -20,6 +20,7 @@ mod markdown;
 mod micro;
 mod options;
 mod place;
+mod records;
 mod redis;
 mod run;
 mod statistics;
@@ -32,10 +33,10 @@ use std::time::Instant;
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
-    if let [mode, file] = &words[..]
-        && mode == workloads::JSON_MODE
-    {
-        return finish(workloads::count_json(file));
+    match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [records::MODE, file] => return finish(records::report(file)),
+        [records::TREE_MODE, file] => return finish(records::count(file)),
+        _ => {}
     }
     match options::parse(&words) {
         Ok(options) => finish(measure(&options)),

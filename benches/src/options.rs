@@ -8,7 +8,7 @@ usage: leakscope-bench [options]
   --quick            small inputs, two rounds: shows that everything works
   --runs N           rounds (default 5; peers take part only in the first ones)
   --only NAME,...    these workloads and figures only (--list names them)
-  --tools NAME,...   of native,exact,sampled,heaptrack,memcheck,lsan
+  --tools NAME,...   of native,exact,sampled,heaptrack,memcheck,lsan,lsan-true
   --limit SECONDS    end a run that takes longer (default 45)
   --markdown FILE    write the page there too
   --list             name all workloads and figures";

@@ -2,9 +2,10 @@
 
 use crate::command::Line;
 use crate::place::Place;
-use serde_json::Value;
+use serde::Deserialize;
 use std::ffi::OsString;
 use std::fs;
+use std::io::BufReader;
 use std::path::Path;
 
 /// A tool beside the native run.
@@ -20,8 +21,11 @@ pub enum Tool {
     Heaptrack,
     /// valgrind's memcheck.
     Memcheck,
-    /// LeakSanitizer, preloaded as its library allows.
+    /// LeakSanitizer, preloaded as its library allows: stacks by frame
+    /// pointers, which most code does not keep.
     Lsan,
+    /// The same with stacks that are true.
+    LsanTrue,
 }
 
 /// What leakscope's own report says about a run.
@@ -39,13 +43,14 @@ pub struct Facts {
 
 impl Tool {
     /// In the order of their turns.
-    pub const ALL: [Tool; 6] = [
+    pub const ALL: [Tool; 7] = [
         Tool::Native,
         Tool::Exact,
         Tool::Sampled,
         Tool::Heaptrack,
         Tool::Memcheck,
         Tool::Lsan,
+        Tool::LsanTrue,
     ];
 
     /// As `--tools` knows it.
@@ -57,6 +62,7 @@ impl Tool {
             Tool::Heaptrack => "heaptrack",
             Tool::Memcheck => "memcheck",
             Tool::Lsan => "lsan",
+            Tool::LsanTrue => "lsan-true",
         }
     }
 
@@ -68,13 +74,17 @@ impl Tool {
             Tool::Sampled => "**leakscope** `--sample 512K`",
             Tool::Heaptrack => "heaptrack",
             Tool::Memcheck => "memcheck",
-            Tool::Lsan => "LeakSanitizer",
+            Tool::Lsan => "LeakSanitizer, frame pointers",
+            Tool::LsanTrue => "LeakSanitizer, true stacks",
         }
     }
 
     /// Whether the started process itself becomes the program.
     pub fn direct(self) -> bool {
-        matches!(self, Tool::Native | Tool::Memcheck | Tool::Lsan)
+        matches!(
+            self,
+            Tool::Native | Tool::Memcheck | Tool::Lsan | Tool::LsanTrue
+        )
     }
 
     /// Whether it is one of leakscope's own.
@@ -115,10 +125,16 @@ impl Tool {
                 "--leak-check=full".into(),
                 with("--log-file=", file("kept.memcheck")),
             ]),
-            Tool::Lsan => line.clone().with("LD_PRELOAD", "liblsan.so.0").with(
-                "LSAN_OPTIONS",
-                with("exitcode=0:log_path=", file("kept.lsan")),
-            ),
+            Tool::Lsan | Tool::LsanTrue => {
+                let options = match self {
+                    Tool::Lsan => "exitcode=0:log_path=",
+                    _ => "exitcode=0:fast_unwind_on_malloc=0:log_path=",
+                };
+                let options = with(options, file("kept.lsan"));
+                line.clone()
+                    .with("LD_PRELOAD", "liblsan.so.0")
+                    .with("LSAN_OPTIONS", options)
+            }
         }
     }
 
@@ -126,7 +142,7 @@ impl Tool {
     pub fn version(self, place: &Place) -> Option<String> {
         let leakscope = place.leakscope.clone();
         let (program, argument) = match self {
-            Tool::Native | Tool::Sampled => return None,
+            Tool::Native | Tool::Sampled | Tool::LsanTrue => return None,
             Tool::Exact => (leakscope, "--version"),
             Tool::Heaptrack => ("heaptrack".into(), "--version"),
             Tool::Memcheck => ("valgrind".into(), "--version"),
@@ -161,18 +177,41 @@ pub fn facts(place: &Place) -> Result<Facts, String> {
     read_facts(&place.file("kept.report"))
 }
 
+/// What is read of a report; the rest may be long.
+#[derive(Deserialize)]
+struct Report {
+    processes: Vec<Process>,
+}
+
+#[derive(Deserialize)]
+struct Process {
+    heap: Heap,
+    coverage: Coverage,
+}
+
+#[derive(Deserialize)]
+struct Heap {
+    allocations: f64,
+    live_blocks: f64,
+}
+
+#[derive(Deserialize)]
+struct Coverage {
+    dropped_events: f64,
+    pause_seconds: Option<f64>,
+}
+
 fn read_facts(path: &Path) -> Result<Facts, String> {
-    let text = fs::read_to_string(path).map_err(|e| format!("no report: {e}"))?;
-    let report: Value = serde_json::from_str(&text).map_err(|e| format!("a bad report: {e}"))?;
+    let file = fs::File::open(path).map_err(|e| format!("no report: {e}"))?;
+    let report: Report =
+        serde_json::from_reader(BufReader::new(file)).map_err(|e| format!("a bad report: {e}"))?;
     let mut facts = Facts::default();
-    for process in report["processes"].as_array().into_iter().flatten() {
-        let number = |value: &Value| value.as_f64().unwrap_or(0.0);
-        facts.allocations += number(&process["heap"]["allocations"]);
-        facts.live += number(&process["heap"]["live_blocks"]);
-        facts.dropped += number(&process["coverage"]["dropped_events"]);
-        facts.pause = facts
-            .pause
-            .max(number(&process["coverage"]["pause_seconds"]));
+    for process in report.processes {
+        facts.allocations += process.heap.allocations;
+        facts.live += process.heap.live_blocks;
+        facts.dropped += process.coverage.dropped_events;
+        let pause = process.coverage.pause_seconds.unwrap_or(0.0);
+        facts.pause = facts.pause.max(pause);
     }
     Ok(facts)
 }

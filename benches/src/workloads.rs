@@ -4,16 +4,13 @@ use crate::command::Line;
 use crate::inputs;
 use crate::options::Options;
 use crate::place::Place;
-use crate::redis;
-use serde_json::Value;
+use crate::{records, redis};
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The harness itself is the Rust program: `leakscope-bench JSON_MODE FILE`.
-pub const JSON_MODE: &str = "count-json";
-
 /// What `--only` may name.
-pub const NAMES: [&str; 12] = [
+pub const NAMES: [&str; 14] = [
     "churn-1",
     "churn-2",
     "churn-4",
@@ -26,6 +23,8 @@ pub const NAMES: [&str; 12] = [
     "redis",
     "xmllint",
     "serde_json",
+    "xmllint-parse",
+    "serde_json-tree",
 ];
 
 /// What the bound of a line is.
@@ -35,17 +34,21 @@ pub enum Kind {
     Churn,
     /// Deep stacks.
     Depth,
-    /// A program that people run.
+    /// A program that people run, at an ordinary job.
     Real,
+    /// A program that does little but allocate: nothing costs more.
+    Dense,
 }
 
 impl Kind {
-    /// The most that exact recording may cost, as a ratio of wall time.
-    pub fn bound(self) -> f64 {
+    /// The most that exact recording may cost, as a ratio of wall time, where
+    /// there is a bound.
+    pub fn bound(self) -> Option<f64> {
         match self {
-            Kind::Churn => 2.2,
-            Kind::Depth => 1.6,
-            Kind::Real => 2.0,
+            Kind::Churn => Some(2.2),
+            Kind::Depth => Some(1.6),
+            Kind::Real => Some(2.0),
+            Kind::Dense => None,
         }
     }
 }
@@ -77,8 +80,8 @@ pub fn make(name: &'static str, options: &Options, place: &Place) -> Result<Work
     let mut client = None;
     let (what, line) = match name {
         "churn-1" | "churn-2" | "churn-4" => {
-            kind = Kind::Churn;
             let asked: usize = name[6..].parse().unwrap_or(1);
+            kind = if asked > 2 { Kind::Dense } else { Kind::Churn };
             threads = asked;
             let pairs = pick(5_000_000, 1_000_000) / asked as u64;
             let program = place.build("churn.c", &["-pthread"])?;
@@ -90,10 +93,11 @@ pub fn make(name: &'static str, options: &Options, place: &Place) -> Result<Work
         // A map that lies in the caches, where an allocation costs least, and
         // one that does not.
         "depth-60" | "depth-60-tiny" => {
-            kind = Kind::Depth;
-            let (strings, rounds) = match name {
-                "depth-60" => (200_003, pick(5, 2)),
-                _ => (1000, pick(1500, 300)),
+            let strings;
+            let rounds;
+            (kind, strings, rounds) = match name {
+                "depth-60" => (Kind::Depth, 200_003, pick(5, 2)),
+                _ => (Kind::Dense, 1000, pick(1500, 300)),
             };
             let program = place.build("depth.cc", &[])?;
             (
@@ -134,13 +138,13 @@ pub fn make(name: &'static str, options: &Options, place: &Place) -> Result<Work
         }
         "python3" => {
             let rounds = pick(8, 4);
-            let script = place.file("dict.py");
+            let script = place.file("report.py");
             io(inputs::python(&script, rounds))?;
             let line = Line::new("/usr/bin/python3", [script])?
                 .with("PYTHONMALLOC", "malloc")
                 .with("PYTHONHASHSEED", "1");
             (
-                "python3 with PYTHONMALLOC=malloc, dictionaries and strings".into(),
+                "python3 with PYTHONMALLOC=malloc: json, objects, text".into(),
                 line,
             )
         }
@@ -157,17 +161,43 @@ pub fn make(name: &'static str, options: &Options, place: &Place) -> Result<Work
             )
         }
         "xmllint" => {
-            let file = place.file("catalogue.xml");
-            let bytes = pick(60_000_000, 15_000_000);
-            io(inputs::xml(&file, bytes))?;
-            let line = Line::new(find("xmllint")?, ["--noout".into(), file.into_os_string()])?;
-            (format!("xmllint, {} MB", bytes / 1_000_000), line)
+            let bytes = pick(30_000_000, 10_000_000);
+            let (file, schema) = (catalogue(place, bytes)?, place.file("catalogue.xsd"));
+            io(inputs::schema(&schema))?;
+            let arguments: [OsString; 4] = [
+                "--noout".into(),
+                "--schema".into(),
+                schema.into_os_string(),
+                file.into_os_string(),
+            ];
+            (
+                format!("xmllint, {} MB against a schema", bytes / 1_000_000),
+                Line::new(find("xmllint")?, arguments)?,
+            )
         }
-        "serde_json" => {
+        "xmllint-parse" => {
+            kind = Kind::Dense;
+            let bytes = pick(60_000_000, 10_000_000);
+            let file = catalogue(place, bytes)?;
+            (
+                format!("xmllint, {} MB, parsed only", bytes / 1_000_000),
+                Line::new(find("xmllint")?, ["--noout".into(), file.into_os_string()])?,
+            )
+        }
+        "serde_json" | "serde_json-tree" => {
             let (file, text) = json(place, pick(100_000_000, 15_000_000))?;
             let own = std::env::current_exe().map_err(|e| format!("failed to find myself: {e}"))?;
-            let line = Line::new(own, [JSON_MODE.into(), file.into_os_string()])?;
-            (format!("Rust with serde_json, {text} as a tree"), line)
+            let (mode, what) = match name {
+                "serde_json" => (records::MODE, "read as records, sorted, written"),
+                _ => {
+                    kind = Kind::Dense;
+                    (records::TREE_MODE, "read as a tree, dropped")
+                }
+            };
+            (
+                format!("Rust with serde_json, {text}, {what}"),
+                Line::new(own, [mode.into(), file.into_os_string()])?,
+            )
         }
         _ => return Err(format!("no workload {name}")),
     };
@@ -180,29 +210,6 @@ pub fn make(name: &'static str, options: &Options, place: &Place) -> Result<Work
     })
 }
 
-/// The Rust program: reads a file as a tree, counts strings and numbers.
-///
-/// # Errors
-/// When the file is no JSON.
-pub fn count_json(path: &str) -> Result<(), String> {
-    let text = std::fs::read(path).map_err(|e| format!("failed to read {path}: {e}"))?;
-    let tree: Value =
-        serde_json::from_slice(&text).map_err(|e| format!("failed to parse {path}: {e}"))?;
-    let (mut strings, mut numbers) = (0_u64, 0_u64);
-    let mut next = vec![&tree];
-    while let Some(value) = next.pop() {
-        match value {
-            Value::String(text) => strings += text.len() as u64,
-            Value::Number(_) => numbers += 1,
-            Value::Array(list) => next.extend(list),
-            Value::Object(map) => next.extend(map.values()),
-            Value::Null | Value::Bool(_) => {}
-        }
-    }
-    println!("{strings} {numbers}");
-    Ok(())
-}
-
 /// The JSON file; jq and serde_json read the same.
 fn json(place: &Place, bytes: u64) -> Result<(PathBuf, String), String> {
     let file = place.file("records.json");
@@ -210,6 +217,15 @@ fn json(place: &Place, bytes: u64) -> Result<(PathBuf, String), String> {
         inputs::json(&file, bytes).map_err(|e| format!("failed to make input: {e}"))?;
     }
     Ok((file, format!("{} MB", bytes / 1_000_000)))
+}
+
+/// The XML file of this many bytes.
+fn catalogue(place: &Place, bytes: u64) -> Result<PathBuf, String> {
+    let file = place.file(&format!("catalogue-{bytes}.xml"));
+    if !file.exists() {
+        inputs::xml(&file, bytes).map_err(|e| format!("failed to make input: {e}"))?;
+    }
+    Ok(file)
 }
 
 /// A program of the search path.
