@@ -135,6 +135,10 @@ fn wait(recorder: &Recorder, what: u32, saved: &Saved, place: Place) -> u64 {
         clock = now;
     }
     let ends = matches!(what, state::ASK_EXIT | state::ASK_FAST_EXIT);
+    if ends {
+        // Judged: the supervisor gives the tables' memory back from now on.
+        recorder::close();
+    }
     state_word.store(if ends { state::LEAVING } else { state::RUNNING }, Release);
     sys::futex_wake(state_word);
     s.word(word::RESULT).load(Acquire)

@@ -25,6 +25,8 @@ const FRESH: u32 = 0;
 const STARTING: u32 = 1;
 /// Recording.
 const READY: u32 = 2;
+/// No longer recording: the process was judged and ends.
+const CLOSED: u32 = 4;
 /// Not recording: no supervisor, refused, or a child behind our back.
 const OFF: u32 = 3;
 
@@ -104,6 +106,21 @@ pub fn fresh() -> bool {
 /// Never record in this process.
 pub fn turn_off() {
     STATE.store(OFF, Release);
+}
+
+/// Stops recording, for good: what happens from now on is not looked at.
+pub fn close() {
+    // Not in a vfork child, whose memory is its parent's.
+    let _ = STATE.compare_exchange(READY, CLOSED, Relaxed, Relaxed);
+}
+
+/// The recorder, also when it does not record any more.
+pub fn get_closed() -> Option<&'static Recorder> {
+    if !matches!(STATE.load(Acquire), READY | CLOSED) {
+        return None;
+    }
+    // SAFETY: as in `get`; CLOSED comes after READY.
+    Some(unsafe { (*RECORDER.0.get()).assume_init_ref() })
 }
 
 /// Starts to record.

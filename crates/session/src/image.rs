@@ -9,6 +9,7 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::AcqRel, Ordering::Acquire, Ordering::Relaxed};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use leakscope_model::{ExitKind, Notice, ProcessReport};
@@ -257,6 +258,7 @@ fn watch(supervisor: &Arc<Supervisor>, image: &Arc<Image>) -> Vec<ProcessReport>
             state::ASK_EXIT | state::ASK_FAST_EXIT => {
                 judged = Some(checked(supervisor, image));
                 release(image, seen, state::LEAVING, answer::CLEAN);
+                give_back(image);
                 continue;
             }
             state::ASK_EXEC => {
@@ -382,6 +384,16 @@ fn release(image: &Image, asked: u32, next: u32, result: u64) {
     image.segment.wake(word::ANSWER);
     image.segment.wake(word::MAIL_OP);
     image.segment.wake(word::STATE);
+}
+
+/// Gives the recorder's memory back while the process, which was judged and
+/// will not look at it again, ends, and while its section is written.
+fn give_back(image: &Image) {
+    let segment = Arc::clone(&image.segment);
+    // Without a thread it waits until the image goes.
+    let _ = thread::Builder::new()
+        .name("give-back".to_owned())
+        .spawn(move || segment.give_back());
 }
 
 /// Lets a process that will outlive us end without asking us first.

@@ -5,10 +5,11 @@
 use std::fs::File;
 use std::io;
 
-use leakscope_wire::layout::{self, DEFAULT_SEGMENT, MIN_SEGMENT, word};
+use leakscope_wire::layout::{self, Area, DEFAULT_SEGMENT, MIN_SEGMENT, word};
 use leakscope_wire::{Layout, Reader, Segment};
 use memmap2::{MmapOptions, MmapRaw};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+use rustix::mm::{Advice, madvise};
 use rustix::thread::futex;
 use std::sync::atomic::Ordering::{Relaxed, Release};
 
@@ -111,6 +112,29 @@ impl SharedSegment {
         // process makes references into it: `mapping` is private and only its
         // address is used.
         unsafe { Segment::new(self.mapping.as_ptr(), self.layout) }
+    }
+
+    /// Gives the memory of blocks and stacks back, of which nothing is needed
+    /// any more: they read as zero from now on, for the recorder, too. With
+    /// millions of blocks that takes as long as the rest of the end.
+    pub(crate) fn give_back(&self) {
+        for area in [Area::Heap, Area::Nodes] {
+            let (at, len) = self.layout.area(area);
+            let (Ok(at), Ok(len)) = (usize::try_from(at), usize::try_from(len)) else {
+                continue;
+            };
+            // SAFETY: the area lies inside our mapping (`Layout::area`), whose
+            // words are only accessed atomically and may hold anything at any
+            // time: the recorder could write the same zeros.
+            let done = unsafe {
+                let start = self.mapping.as_mut_ptr().add(at);
+                madvise(start.cast(), len, Advice::LinuxRemove)
+            };
+            // A kernel that will not now frees it all at the end.
+            if done.is_err() {
+                return;
+            }
+        }
     }
 
     /// The checked view of what the recorder wrote.
