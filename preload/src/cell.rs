@@ -9,6 +9,7 @@
 use crate::stacks::Stacks;
 use crate::{sys, x86_64};
 use core::cell::UnsafeCell;
+use core::mem::offset_of;
 use core::sync::atomic::{
     AtomicI64, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering::AcqRel, Ordering::Acquire,
     Ordering::Relaxed, Ordering::Release, compiler_fence,
@@ -91,6 +92,11 @@ pub struct Cell {
     pub quick: Quick,
     fields: UnsafeCell<Fields>,
 }
+
+/// Where these lie in a cell; for assembly.
+pub const LAST_ALLOC: usize = offset_of!(Cell, quick) + offset_of!(Quick, last_alloc);
+/// See `LAST_ALLOC`.
+pub const JUST_FREED: usize = offset_of!(Cell, quick) + offset_of!(Quick, just_freed);
 
 /// Value of the thread word after the thread's destructors ran.
 pub const ENDED: usize = 1;

@@ -115,8 +115,9 @@ macro_rules! plain {
     )* };
 }
 
-/// operator new: calls the original, then tells the recorder. Its return
-/// address marks the boundary between the program and the allocator.
+/// operator new: calls the original, then tells the recorder. An allocator with
+/// an operator of its own may return an address that it had lately, so what the
+/// thread allocated last is forgotten first. The stub's return address marks the boundary between the program and the allocator.
 macro_rules! new {
     ($($name:ident, $family:literal, $real:path;)*) => {
         $(
@@ -144,6 +145,13 @@ macro_rules! new {
                     "mov rsi, [rsp + 8]",
                     "mov rdx, [rsp + 16]",
                     "2:",
+                    // Whether a malloc of ours runs inside is seen by this.
+                    "mov r11, qword ptr [rip + leakscope_thread_word@GOTTPOFF]",
+                    "mov r11, qword ptr fs:[r11]",
+                    "cmp r11, {ended}",
+                    "jbe 3f",
+                    "mov qword ptr [r11 + {last_alloc}], 0",
+                    "3:",
                     "call rax",
                     "mov [rsp + 24], rax",
                     "mov rdi, rax",
@@ -161,6 +169,8 @@ macro_rules! new {
                     real = sym $real,
                     find = sym crate::real::find_operator,
                     family = const $family,
+                    ended = const crate::cell::ENDED,
+                    last_alloc = const crate::cell::LAST_ALLOC,
                     done = sym crate::hooks::new_done,
                 )
             }
@@ -179,7 +189,8 @@ macro_rules! new {
     };
 }
 
-/// operator delete: tells the recorder, then jumps to the original.
+/// operator delete: tells the recorder, then calls the original, in which free
+/// may follow; after it no free of the address is part of this.
 macro_rules! delete {
     ($($name:ident, $family:literal, $real:path;)*) => { $(
         /// Hook of an operator delete.
@@ -211,13 +222,22 @@ macro_rules! delete {
                 "mov rdi, [rsp]",
                 "mov rsi, [rsp + 8]",
                 "mov rdx, [rsp + 16]",
+                "call rax",
+                "mov r11, qword ptr [rip + leakscope_thread_word@GOTTPOFF]",
+                "mov r11, qword ptr fs:[r11]",
+                "cmp r11, {ended}",
+                "jbe 3f",
+                "mov qword ptr [r11 + {just_freed}], 0",
+                "3:",
                 "add rsp, 40",
                 ".cfi_adjust_cfa_offset -40",
-                "jmp rax",
+                "ret",
                 ".cfi_endproc",
                 real = sym $real,
                 find = sym crate::real::find_operator,
                 family = const $family,
+                ended = const crate::cell::ENDED,
+                just_freed = const crate::cell::JUST_FREED,
                 begin = sym crate::hooks::delete_begin,
             )
         }

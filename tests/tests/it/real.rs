@@ -189,13 +189,16 @@ fn allocator(file: &'static str) -> Outcome {
         return Ok(());
     }
     for name in [
-        "alloc_malloc",
-        "alloc_aligned",
-        "alloc_threads",
-        "chain_4",
-        "end_fork",
+        "alloc_malloc.c",
+        "alloc_aligned.c",
+        "alloc_threads.c",
+        "chain_4.c",
+        "end_fork.c",
+        "new_all_forms.cc",
+        "new_reused.cc",
     ] {
-        let source = build::programs().join(format!("{name}.c"));
+        let source = build::programs().join(name);
+        let name = name.split('.').next().unwrap_or(name);
         let fixture = Fixture::read(&source)?;
         let folder = folder();
         std::fs::create_dir_all(&folder).map_err(|e| format!("create {folder:?}: {e}"))?;
