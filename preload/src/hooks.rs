@@ -7,7 +7,7 @@ use crate::cell::Waiting;
 use crate::recorder::{self, Access, Place};
 use crate::x86_64::{self, Saved};
 use crate::{arena, ask, descriptors, exec, mappings, modules, quiet, real, sampling};
-use core::sync::atomic::Ordering::Relaxed;
+use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use leakscope_wire::entry::{FAMILY_MALLOC, FAMILY_MASK, FAMILY_NEW, FAMILY_NEW_ARRAY};
 
 /// exit_group(2), for programs that call it by number.
@@ -381,6 +381,23 @@ x86_64::plain! {
     pvalloc => pvalloc_body;
 }
 
+/// 1 when the program has an operator new or delete of its own. Then some forms
+/// come here, which call those, and others do not: a block could be made by a
+/// form that is seen and released by one that is not. All are looked through,
+/// and what counts is the malloc inside.
+static OWN_OPERATORS: AtomicU32 = AtomicU32::new(0);
+
+/// Says whether the program's operators are ours.
+pub fn follow_operators(ours: bool) {
+    OWN_OPERATORS.store(u32::from(!ours), Relaxed);
+}
+
+/// Whether operator new and delete are looked through.
+#[inline(always)]
+pub fn looks_through_operators() -> bool {
+    OWN_OPERATORS.load(Relaxed) != 0
+}
+
 /// After the original operator new: records the block unless its malloc
 /// did.
 pub extern "C" fn new_done(
@@ -391,7 +408,10 @@ pub extern "C" fn new_done(
     sp: usize,
     bp: usize,
 ) {
-    if addr == 0 || sampling::passes_over_new(addr as u64, size as u64) {
+    if addr == 0 || looks_through_operators() {
+        return;
+    }
+    if sampling::passes_over_new(addr as u64, size as u64) {
         return;
     }
     match recorder::access(sp) {
@@ -414,7 +434,10 @@ pub extern "C" fn delete_begin(
     sp: usize,
     bp: usize,
 ) {
-    if addr == 0 || arena::owns(addr) || sampling::passes_over_delete(addr as u64) {
+    if addr == 0 || arena::owns(addr) || looks_through_operators() {
+        return;
+    }
+    if sampling::passes_over_delete(addr as u64) {
         return;
     }
     if let Access::Inside(recorder, mut inside) = recorder::access(sp) {

@@ -210,6 +210,7 @@ fn set_up() -> Option<(Segment<'static>, &'static [AtomicU64])> {
             .word(word::NOTES)
             .fetch_or(note::ALLOCATOR_BYPASS, Relaxed);
     }
+    crate::hooks::follow_operators(real::operators_are_ours(own));
     // SAFETY: a fresh private mapping of that many zero bytes, kept forever.
     let cache = unsafe { core::slice::from_raw_parts(cache as *const AtomicU64, cache_bytes / 8) };
     Some((segment, cache))

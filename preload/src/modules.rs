@@ -365,8 +365,8 @@ unsafe impl unwind::Host for Host {
             return Boundary::None;
         }
         match crate::hooks::new_stub_at(pc) {
-            Some(family) => Boundary::Allocator(family),
-            None => Boundary::Hidden,
+            Some(family) if !crate::hooks::looks_through_operators() => Boundary::Allocator(family),
+            _ => Boundary::Hidden,
         }
     }
 

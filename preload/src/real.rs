@@ -117,16 +117,40 @@ fn next(name: &CStr) -> usize {
 
 /// The malloc that the program's own calls reach.
 pub fn first_malloc() -> usize {
-    let found = weak::dlsym();
-    if found == 0 {
-        return hooks::malloc as *const () as usize;
+    first(c"malloc").unwrap_or(hooks::malloc as *const () as usize)
+}
+
+/// Whether the program's own calls reach our operator new and delete.
+pub fn operators_are_ours(own: (u64, u64)) -> bool {
+    [c"_Znwm", c"_ZdlPv"]
+        .into_iter()
+        .filter_map(first)
+        .all(|at| (own.0..own.1).contains(&(at as u64)))
+}
+
+/// The first definition of a name in the program's search order. Asked by way
+/// of the program: RTLD_DEFAULT begins with the caller's own object where that
+/// is linked with -Bsymbolic, as ours is.
+fn first(name: &CStr) -> Option<usize> {
+    const RTLD_LAZY: c_int = 1;
+    let (found, open) = (weak::dlsym(), weak::dlopen());
+    if found == 0 || open == 0 {
+        return None;
     }
     type Dlsym = unsafe extern "C" fn(*mut c_void, *const c_char) -> *mut c_void;
-    // SAFETY: as in `next`; a null handle is RTLD_DEFAULT.
-    unsafe {
+    type Dlopen = unsafe extern "C" fn(*const c_char, c_int) -> *mut c_void;
+    // SAFETY: as in `next`; dlopen of a null name answers with the program,
+    // which is there already.
+    let at = unsafe {
         let dlsym = core::mem::transmute::<usize, Dlsym>(found);
-        dlsym(core::ptr::null_mut(), c"malloc".as_ptr()) as usize
-    }
+        let dlopen = core::mem::transmute::<usize, Dlopen>(open);
+        let program = dlopen(core::ptr::null(), RTLD_LAZY);
+        if program.is_null() {
+            return None;
+        }
+        dlsym(program, name.as_ptr()) as usize
+    };
+    (at != 0).then_some(at)
 }
 
 /// dlsym of a glibc before 2.34 in a program without libdl: that library is

@@ -231,7 +231,8 @@ fn first_access(at: usize) -> Access {
     let Some(slot) = Slot::claim(recorder.segment, tcb) else {
         return Access::Late(recorder);
     };
-    let mut lot = first_lot(tcb);
+    let process = recorder.segment.word(word::PID).load(Relaxed);
+    let mut lot = first_lot(tcb ^ process << 32);
     // The first gap is drawn like any other: a thread may end within it.
     let gap = sampling::gap(recorder.sample_bytes, xorshift(&mut lot));
     let Some(cell) = cell::adopt(slot, lot, recorder.sample_bytes != 0) else {
@@ -269,14 +270,17 @@ pub fn alone() -> bool {
 }
 
 /// The state of a new thread's lot, which differs from that of one before it
-/// with the same control block.
-fn first_lot(tcb: u64) -> u32 {
+/// with the same `seed` (control block and process: forked children have the
+/// same threads).
+fn first_lot(seed: u64) -> u32 {
     static THREADS: AtomicU64 = AtomicU64::new(0);
-    let mixed = THREADS
+    let mut mixed = THREADS
         .fetch_add(1, Relaxed)
-        .wrapping_add(tcb)
-        .wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    // The upper half, which every bit below reaches; never 0.
+        .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+        .wrapping_add(seed);
+    // The finaliser of splitmix64 (Steele, Lea and Flood, 2014).
+    mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
     (mixed >> 32) as u32 | 1
 }
 

@@ -25,6 +25,9 @@ pub(super) struct Facts {
     pub(super) dropped: u64,
     pub(super) unreadable: u64,
     pub(super) sampled_every: Option<u64>,
+    /// Heaps that count as held as a whole: in a sample, those of allocators
+    /// that cannot be walked.
+    pub(super) held_heaps: bool,
     /// The weakest; `None` for a sum over nothing.
     pub(super) consistency: Option<Consistency>,
     pub(super) reachability: bool,
@@ -68,6 +71,11 @@ impl Facts {
             dropped: coverage.dropped_events,
             unreadable: coverage.unreadable_bytes,
             sampled_every: coverage.sampled_every_bytes,
+            held_heaps: coverage.sampled_every_bytes.is_some()
+                && process
+                    .notices
+                    .iter()
+                    .any(|n| n.code == "foreign-allocator"),
             consistency: Some(coverage.consistency),
             reachability: coverage.reachability,
         }
@@ -145,6 +153,7 @@ impl Facts {
             *sum = sum.saturating_add(more);
         }
         self.sampled_every = self.sampled_every.max(other.sampled_every);
+        self.held_heaps |= other.held_heaps;
         let first = self.consistency.is_none();
         let weaker = |c: &Option<Consistency>| c.map_or(0, weakness);
         if weaker(&other.consistency) > weaker(&self.consistency) {

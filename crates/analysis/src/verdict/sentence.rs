@@ -120,10 +120,16 @@ pub(super) fn clean(facts: &Facts, processes: u64) -> String {
     }
     // Each byte is sampled with the same chance, so a leak of n times the
     // mean gap is missed with probability e^-n: 1 % for 4.6.
-    let missed = facts.sampled_every.map_or(String::new(), |every| {
-        let limit = bytes((every as f64 * 4.6) as u64);
-        format!(", but a leak of less than about {limit} may have been missed")
-    });
+    let missed = match facts.sampled_every {
+        None => String::new(),
+        Some(_) if facts.held_heaps => ", but all that another allocator than glibc's made \
+            counts as held when sampling, and its leaks may have been missed"
+            .to_owned(),
+        Some(every) => {
+            let limit = bytes((every as f64 * 4.6) as u64);
+            format!(", but a leak of less than about {limit} may have been missed")
+        }
+    };
     if facts.live.blocks == 0 {
         let block = match facts.sampled_every {
             None => "no block",

@@ -1,7 +1,7 @@
 use super::*;
 use leakscope_model::{
     Command, Consistency, Coverage, ErrorCode, ErrorRecord, ExitKind, Family, Frame, HeapSummary,
-    KindTotals, Leak, LossKind, LossSummary, MappingLeak, Report, RootCounts,
+    KindTotals, Leak, LossKind, LossSummary, MappingLeak, Notice, Report, RootCounts,
 };
 use proptest::prelude::*;
 
@@ -319,6 +319,20 @@ fn clean_says_how_well_it_was_looked() {
         "Clean: all sampled blocks, standing for about 1,204 live blocks, are still reachable; \
          nothing is lost, but a leak of less than about 2.3 MiB may have been missed \
          (sampled every 512.0 KiB, stopped, 0 dropped).",
+    );
+    check(
+        process(),
+        |p| {
+            p.coverage.sampled_every_bytes = Some(512 << 10);
+            p.notices.push(Notice {
+                code: "foreign-allocator",
+                message: String::new(),
+            });
+        },
+        Clean,
+        "Clean: all sampled blocks, standing for about 1,204 live blocks, are still reachable; \
+         nothing is lost, but all that another allocator than glibc's made counts as held when \
+         sampling, and its leaks may have been missed (sampled every 512.0 KiB, stopped, 0 dropped).",
     );
     // Everything was freed, so nothing can be lost, though nobody looked.
     check(
