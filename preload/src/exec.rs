@@ -18,7 +18,7 @@ static BEFORE: AtomicU64 = AtomicU64::new(0);
 
 /// Tells the supervisor, and asks for a check when the user wants one.
 pub fn about_to(index: usize, saved: &mut Saved, place: Place) {
-    let Some(recorder) = recorder::get_closed() else {
+    let Some(recorder) = recorder::get_even_closed() else {
         return;
     };
     let environment = match index {
@@ -64,7 +64,7 @@ pub fn about_to(index: usize, saved: &mut Saved, place: Place) {
 
 /// exec came back, so it failed.
 pub fn failed() {
-    let Some(recorder) = recorder::get_closed() else {
+    let Some(recorder) = recorder::get_even_closed() else {
         return;
     };
     if !ask::own_process(recorder) {
@@ -85,7 +85,7 @@ pub fn failed() {
 
 /// posix_spawn is about to run.
 pub fn spawning(saved: &mut Saved) {
-    if let Some(recorder) = recorder::get_closed()
+    if let Some(recorder) = recorder::get_even_closed()
         && recorder.config & config::FOLLOW != 0
     {
         complete(&mut saved.args[5]);

@@ -8,6 +8,7 @@ use crate::recorder::{self, Access, Place};
 use crate::x86_64::{self, Saved};
 use crate::{arena, ask, descriptors, exec, mappings, modules, quiet, real, sampling};
 use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use leakscope_recorder_core::counters::count_release;
 use leakscope_wire::entry::{FAMILY_MALLOC, FAMILY_MASK, FAMILY_NEW, FAMILY_NEW_ARRAY};
 
 /// exit_group(2), for programs that call it by number.
@@ -183,10 +184,10 @@ fn resize(addr: usize, size: usize, place: Place, call: impl FnOnce() -> Option<
         }
         return at;
     }
-    if sampling::outside_sample(addr as u64) {
+    if let Some((_, row)) = sampling::outside(addr as u64) {
         let at = call().unwrap_or(0);
         if at != 0 || size == 0 {
-            sampling::released_outside_sample();
+            count_release(row);
         }
         made(at, size, place);
         return at;

@@ -130,24 +130,23 @@ pub fn operators_are_ours(own: (u64, u64)) -> bool {
 
 /// The first definition of a name in the program's search order. Asked by way
 /// of the program: RTLD_DEFAULT begins with the caller's own object where that
-/// is linked with -Bsymbolic, as ours is.
+/// is linked with -Bsymbolic, as ours is. (And not by dlopen of nothing, which
+/// aborts when the loader is at work.)
 fn first(name: &CStr) -> Option<usize> {
-    const RTLD_LAZY: c_int = 1;
-    let (found, open) = (weak::dlsym(), weak::dlopen());
-    if found == 0 || open == 0 {
+    let (found, loaded) = (weak::dlsym(), weak::loaded_objects());
+    if found == 0 || loaded == 0 {
         return None;
     }
     type Dlsym = unsafe extern "C" fn(*mut c_void, *const c_char) -> *mut c_void;
-    type Dlopen = unsafe extern "C" fn(*const c_char, c_int) -> *mut c_void;
-    // SAFETY: as in `next`; dlopen of a null name answers with the program,
-    // which is there already.
+    // SAFETY: the loader's `struct r_debug` (link.h): a version in the first
+    // eight bytes, then the list of objects, which begins with the program.
+    // glibc's handles are these objects' addresses; dlsym as in `next`.
     let at = unsafe {
-        let dlsym = core::mem::transmute::<usize, Dlsym>(found);
-        let dlopen = core::mem::transmute::<usize, Dlopen>(open);
-        let program = dlopen(core::ptr::null(), RTLD_LAZY);
+        let program = (loaded as *const *mut c_void).add(1).read();
         if program.is_null() {
             return None;
         }
+        let dlsym = core::mem::transmute::<usize, Dlsym>(found);
         dlsym(program, name.as_ptr()) as usize
     };
     (at != 0).then_some(at)

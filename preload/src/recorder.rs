@@ -108,14 +108,15 @@ pub fn turn_off() {
     STATE.store(OFF, Release);
 }
 
-/// Stops recording, for good: what happens from now on is not looked at.
+/// Stops recording, for good: what happens from now on is not looked at. Not
+/// for a vfork child, whose memory is its parent's.
 pub fn close() {
-    // Not in a vfork child, whose memory is its parent's.
+    // Off stays off.
     let _ = STATE.compare_exchange(READY, CLOSED, Relaxed, Relaxed);
 }
 
 /// The recorder, also when it does not record any more.
-pub fn get_closed() -> Option<&'static Recorder> {
+pub fn get_even_closed() -> Option<&'static Recorder> {
     if !matches!(STATE.load(Acquire), READY | CLOSED) {
         return None;
     }

@@ -39,16 +39,20 @@ pub fn passes_over(addr: u64, size: u64) -> bool {
     true
 }
 
+/// Sampled mode: the same for a block at `addr` that is certainly not in the
+/// sample.
+#[inline(always)]
+pub fn outside(addr: u64) -> Option<(&'static Quick, &'static Row)> {
+    sampled().filter(|_| !SAMPLE.may_hold(addr))
+}
+
 /// Sampled mode: counts the release of a block that is not in the sample.
 /// False if it may be, or if more has to be done about it.
 #[inline(always)]
 pub fn passes_over_free(addr: u64) -> bool {
-    let Some((quick, row)) = sampled() else {
+    let Some((quick, row)) = outside(addr) else {
         return false;
     };
-    if SAMPLE.may_hold(addr) {
-        return false;
-    }
     if quick.just_freed.load(Relaxed) == addr {
         quick.just_freed.store(0, Relaxed);
     } else {
@@ -57,29 +61,12 @@ pub fn passes_over_free(addr: u64) -> bool {
     true
 }
 
-/// Sampled mode: true if the block at `addr` is not in the sample.
-#[inline(always)]
-pub fn outside_sample(addr: u64) -> bool {
-    sampled().is_some() && !SAMPLE.may_hold(addr)
-}
-
-/// Counts the release of a block for which `outside_sample` was true.
-#[inline(always)]
-pub fn released_outside_sample() {
-    if let Some((_, row)) = sampled() {
-        count_release(row);
-    }
-}
-
 /// As `passes_over_free`, in an operator delete, after which free may follow.
 #[inline(always)]
 pub fn passes_over_delete(addr: u64) -> bool {
-    let Some((quick, row)) = sampled() else {
+    let Some((quick, row)) = outside(addr) else {
         return false;
     };
-    if SAMPLE.may_hold(addr) {
-        return false;
-    }
     if quick.just_freed.load(Relaxed) != addr {
         count_release(row);
         quick.just_freed.store(addr, Relaxed);

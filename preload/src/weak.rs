@@ -33,6 +33,8 @@ weak! {
     libc_dlsym = "__libc_dlsym";
     /// Its companion.
     libc_dlopen = "__libc_dlopen_mode";
+    /// The loader's list of objects, for debuggers: `struct r_debug` (link.h).
+    loaded_objects = "_r_debug";
     /// glibc since 2.35.
     find_object = "_dl_find_object";
     /// End of the main thread's stack.

@@ -11,7 +11,7 @@
 
 use leakscope_analysis::mark::{Heuristics, Marked, mark};
 use leakscope_analysis::roots::{RootKind, RootPlan};
-use leakscope_model::{Addr, Family, LiveBlock, LossKind, Range, StackId};
+use leakscope_model::{LiveBlock, LossKind, Range};
 use leakscope_testkit::FakeMemory;
 
 const BLOCKS: usize = 2_000_003;
@@ -31,17 +31,9 @@ fn main() {
     let blocks: Vec<LiveBlock> = (0..BLOCKS)
         .map(|_| {
             let size = 40 + 16 * (next(&mut seed) % 5);
-            let addr = Addr(at);
+            let block = LiveBlock::new(at, size);
             at += size + 8;
-            LiveBlock {
-                addr,
-                size,
-                stack: StackId(0),
-                family: Family::Malloc,
-                ignored: false,
-                age_cs: 0,
-                weight: 1.0,
-            }
+            block
         })
         .collect();
     let heap_bytes = (at - HEAP).next_multiple_of(4096);

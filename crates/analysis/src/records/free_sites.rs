@@ -65,9 +65,10 @@ impl<'a> FreeSiteIndex<'a> {
                     .or_default();
             }
         }
-        let sites = match by_key.is_empty() {
-            true => &[],
-            false => table.free_sites.as_slice(),
+        let sites: &[FreeSite] = if by_key.is_empty() {
+            &[]
+        } else {
+            &table.free_sites
         };
         for (i, site) in sites.iter().enumerate() {
             // The empty stack is unknown, not a site.
