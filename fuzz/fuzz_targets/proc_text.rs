@@ -1,6 +1,7 @@
 //! Kernel text: any bytes, every parser.
 #![no_main]
-use leakscope_proc::{auxv, cmdline, descriptor, maps, stat, status, syscall};
+use leakscope_model::Addr;
+use leakscope_proc::{auxv, cmdline, descriptor, maps, pagemap, smaps, stat, status, syscall};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
@@ -12,4 +13,6 @@ fuzz_target!(|data: &[u8]| {
     let _ = cmdline::parse(data);
     let _ = auxv::parse(data);
     let _ = descriptor::classify(data);
+    let _ = smaps::parse(data);
+    let _ = pagemap::parse(Addr(0), data);
 });

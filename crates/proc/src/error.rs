@@ -58,6 +58,18 @@ impl ProcError {
         }
     }
 
+    /// A range of `length` bytes was asked of `path`.
+    pub(crate) fn range_too_long(path: &Path, length: u64, limit: u64) -> ProcError {
+        ProcError {
+            kind: ErrorKind::Malformed,
+            text: format!(
+                "read {}: a range of {length} bytes is longer than {limit} bytes",
+                path.display()
+            ),
+            source: None,
+        }
+    }
+
     /// A failed system call on `path`.
     pub(crate) fn io(path: &Path, source: io::Error) -> ProcError {
         let kind = match source.kind() {

@@ -3,6 +3,8 @@
 use crate::descriptor::{Descriptor, classify};
 use crate::error::{ErrorKind, ProcError};
 use crate::maps::{self, Maps};
+use crate::pagemap::Pagemap;
+use crate::smaps::{self, MappedUsage};
 use crate::stat::{self, Stat};
 use crate::status::{self, Status};
 use crate::syscall::{self, Syscall};
@@ -14,11 +16,12 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// Longest small file (everything but the map and the arguments), bytes.
+/// Longest small file (everything but the maps and the arguments), bytes.
 const SMALL: u64 = 1 << 20;
 /// Longest map or argument list, bytes: at 65530 mappings (the kernel's
-/// default limit) with paths of 4096 bytes, 256 MiB; twice that is a limit
-/// against exhaustion, not one that is met.
+/// default limit) with paths of 4096 bytes, 256 MiB, and 48 MiB more with
+/// what each uses; twice the former is a limit against exhaustion, not one
+/// that is met.
 const LARGE: u64 = 1 << 29;
 
 /// A directory laid out like `/proc`.
@@ -117,6 +120,23 @@ impl Process {
     pub fn maps(&self) -> Result<Maps, ProcError> {
         let text = read(&self.file("maps"), LARGE)?;
         Ok(maps::parse_lenient(&text))
+    }
+
+    /// What its mappings use, ascending; empty once it is a zombie. Lines
+    /// that no parser understands are skipped.
+    ///
+    /// # Errors
+    /// Gone (also where the kernel has no such file), Denied or Io.
+    pub fn smaps(&self) -> Result<Vec<MappedUsage>, ProcError> {
+        Ok(smaps::parse(&read(&self.file("smaps"), LARGE)?))
+    }
+
+    /// Its page map, opened: which pages are in memory.
+    ///
+    /// # Errors
+    /// Gone (also where the kernel has no such file), Denied or Io.
+    pub fn pagemap(&self) -> Result<Pagemap, ProcError> {
+        Pagemap::open(self.file("pagemap"))
     }
 
     /// Its status.

@@ -1,11 +1,12 @@
 //! Fixture trees, hostile bytes, and our own process.
 
-use leakscope_model::Addr;
+use leakscope_model::{Addr, Range};
 use leakscope_proc::{
-    DescriptorKind, ErrorKind, ProcRoot, Process, Syscall, auxv, cmdline, descriptor, maps, stat,
-    status, syscall,
+    DescriptorKind, ErrorKind, ProcRoot, Process, Syscall, auxv, cmdline, descriptor, maps,
+    pagemap, smaps, stat, status, syscall,
 };
 use proptest::prelude::*;
+use std::fs;
 use std::path::Path;
 
 fn root(quirk: &str) -> ProcRoot {
@@ -116,6 +117,101 @@ fn an_absent_process_is_gone() {
     assert_eq!(error.kind(), ErrorKind::Gone);
 }
 
+/// Runs `test` on a process, 4711, that has one file.
+fn with_file<T>(file: &str, text: &[u8], test: impl FnOnce(&Process) -> T) -> T {
+    let name = format!("leakscope-proc-{}-{file}", std::process::id());
+    let root = std::env::temp_dir().join(name);
+    let process = ProcRoot::new(&root).process(4711);
+    fs::create_dir_all(process.dir()).unwrap();
+    fs::write(process.file(file), text).unwrap();
+    let result = test(&process);
+    fs::remove_dir_all(root).unwrap();
+    result
+}
+
+#[test]
+fn usage() {
+    let text = b"1000-2000 rw-p 0 00:00 0\nRss: 3 kB\n";
+    let found = with_file("smaps", text, |process| process.smaps().unwrap());
+    let found: Vec<_> = found.iter().map(|u| (u.range, u.rss)).collect();
+    assert_eq!(found, [(Range::new(0x1000, 0x2000), 3 << 10)]);
+}
+
+#[test]
+fn present_pages() {
+    // More than two pieces of 8192 pages; each 13th is present, and each
+    // 7th is swapped.
+    const PAGES: u64 = 2 * 8192 + 37;
+    let word = |page: u64| {
+        let present = u64::from(page.is_multiple_of(13)) << 63;
+        present | u64::from(page.is_multiple_of(7)) << 62
+    };
+    let text: Vec<u8> = (0..PAGES).flat_map(|p| word(p).to_le_bytes()).collect();
+    let pagemap = with_file("pagemap", &text, |process| process.pagemap().unwrap());
+
+    // Whole pieces, parts of pages, behind the end of the file, empty.
+    for (start, end) in [
+        (0, PAGES << 12),
+        (0, 8192 << 12),
+        (5 << 12, 8197 << 12),
+        ((13 << 12) + 31, (13 << 12) + 37),
+        ((12 << 12) + 4095, (13 << 12) + 1),
+        ((PAGES - 100) << 12, (PAGES + 100_000) << 12),
+        ((PAGES + 1) << 12, (PAGES + 3) << 12),
+        (0, 1 << 44),
+        (31, 31),
+    ] {
+        let set = pagemap.present(Range::new(start, end)).unwrap();
+        let read = start >> 12..end.div_ceil(4096).min(PAGES);
+        let read = if start == end { 0..0 } else { read };
+        let held = read.clone().filter(|page| page.is_multiple_of(13)).count();
+        assert_eq!(set.count(), held as u64, "{start:#x}-{end:#x}");
+        for page in 0..PAGES + 5 {
+            let want = read.contains(&page) && page.is_multiple_of(13);
+            assert_eq!(set.contains(page << 12), want, "page {page}");
+        }
+    }
+
+    let error = pagemap.present(Range::new(0, (1 << 44) + 1)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Malformed);
+    assert!(
+        error
+            .to_string()
+            .contains("a range of 17592186044417 bytes")
+    );
+    let top = pagemap
+        .present(Range::new(u64::MAX - 31, u64::MAX))
+        .unwrap();
+    assert_eq!(top.count(), 0);
+    let error = root("zombie").process(99).pagemap().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Gone);
+}
+
+#[test]
+fn our_own_pages() {
+    const PAGE: usize = 4096;
+    let me = ProcRoot::default().process(std::process::id());
+    let mut memory = vec![0u8; 31 * PAGE];
+    let start = memory.as_ptr() as u64;
+    let end = start + memory.len() as u64;
+    let pagemap = me.pagemap().unwrap();
+    let mut present = || {
+        memory.iter_mut().step_by(7).for_each(|byte| *byte += 1);
+        std::hint::black_box(&mut memory);
+        pagemap.present(Range::new(start, end)).unwrap()
+    };
+    // Again, as the kernel may swap out or move a page right after the write.
+    let set = (0..100).map(|_| present());
+    let mut set = set.filter(|set| set.overlap(start, end) == end - start);
+    let set = set.next().expect("all pages present once");
+    assert_eq!(set.overlap(0, u64::MAX), set.count() * PAGE as u64);
+    assert!((31..=32).contains(&set.count()));
+
+    let usage = me.smaps().unwrap();
+    let mine = usage.iter().find(|u| u.range.contains(Addr(start)));
+    assert!(mine.is_some_and(|u| u.rss + u.swap >= 29 * PAGE as u64));
+}
+
 #[test]
 fn our_own_process() {
     let me = ProcRoot::default().process(std::process::id());
@@ -141,7 +237,7 @@ fn hostile() -> impl Strategy<Value = Vec<u8>> {
     let piece = prop_oneof![
         any::<Vec<u8>>(),
         "[0-9a-f]{0,18}[-: ()\n\t]".prop_map(String::into_bytes),
-        "(r--p|rw-s|00:00|\\)|\\(|0x|-1|Uid:|SigPnd:|\\\\012)".prop_map(String::into_bytes),
+        "(r--p|rw-s|00:00|\\)|\\(|0x|-1|kB|Rss:|Uid:|SigPnd:|\\\\012)".prop_map(String::into_bytes),
     ];
     prop::collection::vec(piece, 0..40).prop_map(|pieces| pieces.concat())
 }
@@ -157,6 +253,13 @@ proptest! {
         }
         prop_assert_eq!(maps::parse(&text).is_ok(), maps.skipped == 0);
         let _ = (stat::parse(&text), status::parse(&text), syscall::parse(&text));
+        let mut end = Addr(0);
+        for usage in smaps::parse(&text) {
+            prop_assert!(usage.range.start >= end && !usage.range.is_empty());
+            end = usage.range.end;
+        }
+        let pages = pagemap::parse(Addr(u64::MAX), &text);
+        prop_assert!(pages.count() <= text.len() as u64 / 8);
         let _ = (cmdline::parse(&text), auxv::parse(&text), descriptor::classify(&text));
     }
 }
