@@ -32,10 +32,8 @@ pub fn root() -> PathBuf {
 /// # Errors
 /// What the compiler said. A warning is an error.
 pub fn build(fixture: &Fixture, folder: &Path) -> Result<Built, String> {
-    for library in words(fixture.get("libs"), folder) {
-        let source = programs().join("lib").join(format!("{library}.c"));
-        let out = folder.join("lib").join(format!("{library}.so"));
-        compile(&source, &out, folder, &["-shared".into(), "-fPIC".into()])?;
+    for name in words(fixture.get("libs"), folder) {
+        library(&name, folder)?;
     }
     let out = folder.join(&fixture.name);
     compile(
@@ -45,6 +43,17 @@ pub fn build(fixture: &Fixture, folder: &Path) -> Result<Built, String> {
         &words(fixture.get("build"), folder),
     )?;
     Ok(Built { path: out })
+}
+
+/// Builds the library `name` in `folder`.
+///
+/// # Errors
+/// What the compiler said. A warning is an error.
+pub fn library(name: &str, folder: &Path) -> Result<PathBuf, String> {
+    let source = programs().join("lib").join(format!("{name}.c"));
+    let out = folder.join("lib").join(format!("{name}.so"));
+    compile(&source, &out, folder, &["-shared".into(), "-fPIC".into()])?;
+    Ok(out)
 }
 
 fn words(value: Option<&str>, folder: &Path) -> Vec<String> {

@@ -9,9 +9,11 @@
 //! (memcheck's loss kinds for every block).
 #![forbid(unsafe_code)]
 
+pub mod groups;
 pub mod mappings;
 pub mod mark;
 pub mod records;
+pub mod residence;
 pub mod roots;
 pub mod sampled;
 pub mod suppressions;

@@ -7,6 +7,7 @@
 //! Begin with [`merge`]; then [`FreeSiteIndex`] says where the siblings of a
 //! record's blocks were freed, and [`stable_ids`] names the records.
 
+mod content_id;
 mod free_sites;
 mod order;
 mod stable_id;
@@ -14,13 +15,15 @@ mod stack_key;
 #[cfg(test)]
 mod tests;
 
+pub use content_id::content_ids;
 pub use free_sites::{FreeSiteIndex, FreeSites};
 pub use stable_id::{stable_id, stable_ids};
+pub(crate) use stack_key::Keyed;
 
 use leakscope_model::{
     Family, KindTotals, LiveBlock, LiveTable, LossKind, SampleEstimate, StackId,
 };
-use stack_key::{Keyed, StackKey, StackKeys};
+use stack_key::{StackKey, StackKeys};
 use std::collections::HashMap;
 use std::fmt;
 use std::str::FromStr;

@@ -8,6 +8,7 @@
 
 use crate::mark::Marked;
 use crate::roots::{self, RootInput};
+use leakscope_heap::glibc;
 use leakscope_model::{Addr, LiveBlock, LossKind, Range};
 
 /// Sampled blocks and all others.
@@ -39,7 +40,7 @@ pub fn alone(input: &RootInput<'_>) -> Completed {
 pub fn complete(input: &RootInput<'_>) -> Completed {
     let mut completed = Completed::default();
     let mut sampled = input.blocks;
-    for heap in roots::walked_heaps(input) {
+    for heap in glibc::walk(input.memory, input.threads).segments {
         let (before, rest) = split_at(sampled, heap.range.start);
         let (inside, behind) = split_at(rest, heap.range.end);
         // A sampled block that is no block of the heap: it was not read right.

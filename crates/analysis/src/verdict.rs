@@ -4,8 +4,10 @@
 //! Statuses: *leaking* when a block or mapping is definitely or possibly
 //! lost (blocks lost only through suppressed ones do not count);
 //! *inconclusive* when nothing is lost but memory was not examined or events
-//! were dropped; *clean* otherwise. Wrong frees and descriptors never closed
-//! do not change the status, but the sentence names them.
+//! were dropped; *retained* when nothing is lost, but much of the resident set
+//! is free memory that malloc keeps; *clean* otherwise. Wrong frees and
+//! descriptors never closed do not change the status, but the sentence names
+//! them.
 //!
 //! Begin with [`process_verdict`] and [`overall`]; [`FailOn`] decides the
 //! exit status.
@@ -32,6 +34,7 @@ pub fn process_verdict(process: &ProcessReport) -> Verdict {
     let sentence = match status {
         VerdictStatus::Leaking => sentence::leaking(&facts, process, "", ""),
         VerdictStatus::Inconclusive => sentence::inconclusive(&facts, process, ""),
+        VerdictStatus::Retained => sentence::retained(&facts),
         _ => sentence::clean(&facts, 1),
     };
     verdict(status, sentence)

@@ -23,9 +23,15 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run a program and report every leak when it ends
-    #[command(long_about = RUN_ABOUT, after_long_help = run_after(), args_override_self = true)]
+    #[command(long_about = RUN_ABOUT, after_long_help = sections(RUN_SECTIONS), args_override_self = true)]
     #[command(override_usage = "leakscope run [OPTIONS] [--] CMD [ARGS]...")]
     Run(Box<Run>),
+    /// Report the leaks of a running process that nobody prepared
+    #[command(long_about = CHECK_ABOUT, after_long_help = sections(CHECK_SECTIONS))]
+    #[command(
+        override_usage = "leakscope check [OPTIONS] PID\n       leakscope check [OPTIONS] --name NAME"
+    )]
+    Check(Box<Check>),
     /// Print a completion script for a shell
     #[command(hide = true)]
     Completions {
@@ -89,8 +95,46 @@ pub const RUN_SECTIONS: &[Section] = &[
     ),
 ];
 
-fn run_after() -> String {
-    let sections = RUN_SECTIONS.iter().map(|(heading, lines)| {
+const CHECK_ABOUT: &str = "\
+Report the leaks of a running process that nobody prepared
+
+The process is stopped while its memory is read, and goes on as if nothing had happened. Blocks of \
+glibc's malloc are found by walking its heaps; what nothing points to any more is lost. Needs the \
+right to trace the process: as its user where kernel.yama.ptrace_scope is 0, else as root. The \
+report goes to stdout.";
+
+/// What help and manual say of `check` besides its options.
+pub const CHECK_SECTIONS: &[Section] = &[
+    (
+        "Exit status",
+        &[
+            ("0", "the process was examined"),
+            (
+                "23",
+                "something that --fail-on names was found (--error-exitcode)",
+            ),
+            ("125", "it could not be examined; one sentence says why"),
+        ],
+    ),
+    (
+        "Examples",
+        &[
+            ("leakscope check 4711", "what leaked in a running process"),
+            ("leakscope check --name nginx", "by its name"),
+            (
+                "leakscope check --mode racing 4711",
+                "without stopping it for a moment",
+            ),
+            (
+                "leakscope check --show all 4711",
+                "what it holds, by type and shape, too",
+            ),
+        ],
+    ),
+];
+
+fn sections(sections: &[Section]) -> String {
+    let sections = sections.iter().map(|(heading, lines)| {
         let widest = lines.iter().map(|(left, _)| left.len()).max().unwrap_or(0);
         let lines = lines
             .iter()
@@ -111,6 +155,47 @@ pub struct Run {
     pub argv: Vec<OsString>,
 }
 
+/// Every argument of `check`.
+#[derive(Debug, Args)]
+pub struct Check {
+    #[command(flatten)]
+    pub report: ReportOptions,
+
+    /// How memory is read: auto (stop), stop (all threads stand still
+    /// meanwhile) or racing (nobody is stopped; several looks must agree)
+    #[arg(long, value_name = "MODE", default_value = "auto", help_heading = LOOK)]
+    pub mode: Mode,
+
+    /// Interior pointers that hold a block like a pointer to its start:
+    /// multipleinheritance, newarray, length64, stdstring, rust-rc,
+    /// hashbrown, cpython-gc, kept-start, all or none, separated by commas
+    #[arg(long, value_name = "LIST", default_value = "all", help_heading = LOOK)]
+    pub interior_heuristics: Heuristics,
+
+    /// Show nothing of what the process keeps in memory
+    #[arg(long, help_heading = LOOK)]
+    pub no_content: bool,
+
+    /// The process whose program or thread has this name
+    #[arg(long, value_name = "NAME", conflicts_with = "pid", help_heading = LOOK)]
+    pub name: Option<OsString>,
+
+    /// The process
+    #[arg(value_name = "PID", required_unless_present = "name")]
+    pub pid: Option<String>,
+}
+
+/// How `check` reads memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Mode {
+    /// The best that is possible here
+    Auto,
+    /// All threads stand still
+    Stop,
+    /// Nobody is stopped
+    Racing,
+}
+
 /// The options alone, as `LEAKSCOPE_OPTIONS` may hold them.
 #[derive(Debug, Parser)]
 #[command(
@@ -124,9 +209,9 @@ pub struct EnvironmentOptions {
     pub options: RunOptions,
 }
 
-/// Every option of `run`.
+/// What is reported, how, and where to: the same for every command.
 #[derive(Debug, Args)]
-pub struct RunOptions {
+pub struct ReportOptions {
     /// Exit with status 23 when something of these kinds is found: leak
     /// (definite, possible or mapping), definite, indirect, possible,
     /// reachable, mapping, errors (double-free, invalid-free,
@@ -144,7 +229,7 @@ pub struct RunOptions {
     #[arg(short, long, value_name = "PATH", help_heading = RESULT, value_hint = ValueHint::FilePath)]
     pub output: Vec<OsString>,
 
-    /// What stderr gets
+    /// Format of the report itself
     #[arg(long, value_name = "FORMAT", default_value = "text", help_heading = RESULT)]
     pub format: Format,
 
@@ -164,6 +249,13 @@ pub struct RunOptions {
     /// Leave out records with fewer bytes, indirect ones included
     #[arg(long, value_name = "BYTES", default_value = "0", value_parser = size::parse, help_heading = SHOW)]
     pub min_bytes: u64,
+}
+
+/// Every option of `run`.
+#[derive(Debug, Args)]
+pub struct RunOptions {
+    #[command(flatten)]
+    pub report: ReportOptions,
 
     /// Show where descriptors were opened that were never closed
     #[arg(long, help_heading = SHOW)]
@@ -222,7 +314,7 @@ pub struct RunOptions {
 
     /// Interior pointers that hold a block like a pointer to its start:
     /// multipleinheritance, newarray, length64, stdstring, rust-rc,
-    /// hashbrown, all or none, separated by commas
+    /// hashbrown, cpython-gc, kept-start, all or none, separated by commas
     #[arg(long, value_name = "LIST", default_value = "all", help_heading = RECORD)]
     pub interior_heuristics: Heuristics,
 
@@ -242,6 +334,7 @@ pub struct RunOptions {
 const RESULT: &str = "Result";
 const SHOW: &str = "What is shown";
 const RECORD: &str = "What is recorded";
+const LOOK: &str = "How it looks";
 const SYMBOLS: &str = "Names and lines";
 
 /// What stderr gets.

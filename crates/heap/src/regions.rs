@@ -5,7 +5,7 @@ use leakscope_model::{Addr, Range};
 
 /// The nature of a mapping that may hold roots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Class {
+pub enum Class {
     /// Data of an executable or library, from its file: writable, or made
     /// read-only when it had been written.
     Data,
@@ -24,8 +24,10 @@ pub(super) enum Class {
 
 /// A mapping that may hold roots.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Classified {
+pub struct Classified {
+    /// Its addresses.
     pub range: Range,
+    /// What it is.
     pub class: Class,
 }
 
@@ -35,7 +37,7 @@ pub(super) struct Classified {
 /// Besides, what of a module's data is read-only now: the loader protects
 /// relocated data, and a program may protect pages of its own. The map does
 /// not tell such a page from a constant, but it touches the writable rest.
-pub(super) fn classify(map: &MemoryMap) -> Vec<Classified> {
+pub fn classify(map: &MemoryMap) -> Vec<Classified> {
     let regions = map.regions();
     let mut out: Vec<Classified> = Vec::new();
     // Ends of the last private mapping of a module's file, of the data that

@@ -6,13 +6,14 @@ use leakscope_model::Addr;
 const WINDOW: u64 = 64 << 10;
 
 /// Remembers the last window: for walks that go through memory in order.
-pub(super) struct Words<'a> {
+pub struct Words<'a> {
     memory: &'a dyn MemoryReader,
     start: u64,
     bytes: Vec<u8>,
 }
 
 impl<'a> Words<'a> {
+    /// Holds nothing yet.
     pub fn new(memory: &'a dyn MemoryReader) -> Words<'a> {
         Words {
             memory,
@@ -42,7 +43,7 @@ impl<'a> Words<'a> {
 }
 
 /// All of `[start, start + len)` that can be read from its start, as words.
-pub(super) fn read_words(memory: &dyn MemoryReader, start: u64, len: u64) -> Vec<u64> {
+pub fn read_words(memory: &dyn MemoryReader, start: u64, len: u64) -> Vec<u64> {
     let Ok(len) = usize::try_from(len) else {
         return Vec::new();
     };

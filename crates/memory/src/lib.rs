@@ -5,6 +5,7 @@
 //! and writing belong to `leakscope-tracee`'s guard types.
 
 mod map;
+pub mod ranges;
 mod reader;
 
 pub use map::{MemoryMap, Region};

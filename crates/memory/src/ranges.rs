@@ -3,7 +3,7 @@
 use leakscope_model::Range;
 
 /// Sorts and joins: ascending, disjoint, none empty, none touching.
-pub(super) fn joined(mut ranges: Vec<Range>) -> Vec<Range> {
+pub fn joined(mut ranges: Vec<Range>) -> Vec<Range> {
     ranges.retain(|r| !r.is_empty());
     ranges.sort_unstable();
     let mut out: Vec<Range> = Vec::with_capacity(ranges.len());
@@ -17,7 +17,7 @@ pub(super) fn joined(mut ranges: Vec<Range>) -> Vec<Range> {
 }
 
 /// What of `range` is in none of `without`, which is [`joined`].
-pub(super) fn subtract(range: Range, without: &[Range]) -> Vec<Range> {
+pub fn subtract(range: Range, without: &[Range]) -> Vec<Range> {
     let mut out = Vec::new();
     let mut at = range.start;
     let first = without.partition_point(|w| w.end <= range.start);

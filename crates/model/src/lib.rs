@@ -19,7 +19,8 @@ pub use live::{
     StackTable, ThreadState,
 };
 pub use report::{
-    Command, Consistency, Coverage, ErrorCode, ErrorRecord, ExitKind, FdLeak, Frame, FreeSiteLine,
-    HeapSummary, KindTotals, Leak, Lifetime, LossKind, LossSummary, MappingLeak, Notice,
-    ProcessReport, Report, RootCounts, SampleEstimate, SuppressionUse, Verdict, VerdictStatus,
+    Command, Consistency, Content, Coverage, ErrorCode, ErrorRecord, ExitKind, FdLeak, Frame,
+    FreeSiteLine, HeapCheck, HeapSummary, KindTotals, Leak, Lifetime, LossKind, LossSummary,
+    MappingLeak, Notice, ProcessReport, Report, Residence, Retained, RootCounts, SampleEstimate,
+    SuppressionUse, Verdict, VerdictStatus,
 };

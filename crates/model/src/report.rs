@@ -137,7 +137,18 @@ pub struct SampleEstimate {
     pub samples: u64,
 }
 
-/// A loss record: blocks of one kind merged by stack.
+/// What the blocks of a record hold, where that was looked at.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Content {
+    /// What kind of bytes these are, in a few words.
+    pub shape: String,
+    /// The first bytes of the lowest block (at most 64); empty where content
+    /// was not to be shown.
+    pub preview: Vec<u8>,
+}
+
+/// A loss record: blocks of one kind merged by stack; without stacks, by what
+/// they hold.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Leak {
     /// Stable across runs and address-space randomisation.
@@ -170,6 +181,62 @@ pub struct Leak {
     pub lifetime: Option<Lifetime>,
     /// Present in sampled mode.
     pub estimate: Option<SampleEstimate>,
+    /// What the blocks hold; `None` where they are told apart by stacks.
+    pub content: Option<Content>,
+}
+
+/// Where the resident set of a process is: bytes in RAM. Everything but
+/// `rss`, `swap` and `trimmable` adds up to `rss`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Residence {
+    /// Resident set, as `/proc/PID/smaps` sums it up.
+    pub rss: u64,
+    /// Swapped out.
+    pub swap: u64,
+    /// Blocks that are still reachable, with their headers.
+    pub reachable: u64,
+    /// Blocks definitely lost.
+    pub definite: u64,
+    /// Blocks lost only through others.
+    pub indirect: u64,
+    /// Blocks possibly lost.
+    pub possible: u64,
+    /// Free chunks that the allocator keeps.
+    pub retained: Retained,
+    /// The allocator's own tables.
+    pub allocator: u64,
+    /// Private anonymous memory that is none of the above.
+    pub other_anonymous: u64,
+    /// Stacks.
+    pub stacks: u64,
+    /// Pages of files, code included.
+    pub files: u64,
+    /// Shared memory without a file on disk.
+    pub shared: u64,
+    /// What malloc_trim(3) would give back, about: whole pages inside free
+    /// chunks. Part of `retained`.
+    pub trimmable: u64,
+}
+
+/// Resident bytes of free chunks, by where the allocator keeps them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Retained {
+    /// Threads' caches.
+    pub caches: u64,
+    /// Fastbins.
+    pub fastbins: u64,
+    /// Other bins.
+    pub bins: u64,
+    /// The tops of heaps.
+    pub top: u64,
+}
+
+impl Retained {
+    /// All of it.
+    pub fn total(&self) -> u64 {
+        let parts = [self.caches, self.fastbins, self.bins, self.top];
+        parts.iter().fold(0, |sum, part| sum.saturating_add(*part))
+    }
 }
 
 /// An application mapping judged like a block.
@@ -283,6 +350,26 @@ pub struct Coverage {
     /// False when no reachability was judged: every live block then counts
     /// as reachable.
     pub reachability: bool,
+    /// How far the allocator's own numbers confirm what was found; `None`
+    /// where a recorder knew the blocks.
+    pub heap_check: Option<HeapCheck>,
+}
+
+/// A walk over the allocator's memory, compared with the allocator's sums.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HeapCheck {
+    /// Arenas found.
+    pub arenas: u64,
+    /// Heaps walked.
+    pub heaps: u64,
+    /// Blocks that are mappings of their own.
+    pub mapped_blocks: u64,
+    /// Bytes of heaps that could not be walked; they count as roots.
+    pub unwalked_bytes: u64,
+    /// All sums and lists agree.
+    pub agrees: bool,
+    /// Looks that were taken until they did, or until there were enough.
+    pub looks: u64,
 }
 
 /// Something the reader should know; the code is stable, the text is not.
@@ -308,6 +395,10 @@ pub struct SuppressionUse {
 /// Heap totals of a process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HeapSummary {
+    /// Nobody counted from the beginning: `allocations`, `frees`,
+    /// `allocated_bytes` and `peak_bytes` are not known, and `live_bytes` are
+    /// usable bytes.
+    pub uncounted: bool,
     /// Live requested bytes at the end.
     pub live_bytes: u64,
     /// Live blocks at the end.
@@ -337,6 +428,8 @@ pub struct ProcessReport {
     pub exit: Option<ExitKind>,
     /// Heap totals.
     pub heap: HeapSummary,
+    /// Where the resident set is, where that was looked at.
+    pub residence: Option<Residence>,
     /// Loss summary.
     pub loss: LossSummary,
     /// All loss records of every kind, largest first.

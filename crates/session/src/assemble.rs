@@ -49,6 +49,7 @@ pub(crate) fn section(
         argv: image.argv.clone(),
         exit,
         heap: HeapSummary {
+            uncounted: false,
             live_bytes,
             live_blocks: kinds
                 .iter()
@@ -60,6 +61,7 @@ pub(crate) fn section(
             // the end has been there for certain.
             peak_bytes: totals.peak_bytes.max(live_bytes),
         },
+        residence: None,
         loss: found.loss,
         leaks: found.leaks,
         mappings,
@@ -101,6 +103,7 @@ pub(crate) fn unrecorded(process: Unrecorded) -> ProcessReport {
         argv: process.argv,
         exit: process.exit,
         heap: HeapSummary::default(),
+        residence: None,
         loss: LossSummary::default(),
         leaks: Vec::new(),
         mappings: Vec::new(),
@@ -114,6 +117,7 @@ pub(crate) fn unrecorded(process: Unrecorded) -> ProcessReport {
             scanned_block_bytes: 0,
             roots: RootCounts::default(),
             reachability: false,
+            heap_check: None,
         },
         suppressions: Vec::new(),
         notices: process.notices,

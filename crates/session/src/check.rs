@@ -79,14 +79,7 @@ fn judge_live(supervisor: &Supervisor, image: &Image, asking: Asking) -> Judgeme
     let pause = stopped.release();
     let unstopped = skipped > 0;
     if unstopped {
-        notices.push(Notice {
-            code: "threads-not-stopped",
-            message: format!(
-                "{} could not be stopped for the check (waiting for a vfork child or a disk), \
-                 so what they held may be missing",
-                leakscope_model::quantity::counted(skipped, "thread")
-            ),
-        });
+        notices.push(not_stopped(skipped));
     }
     let consistency = if unstopped {
         Consistency::Racing
@@ -95,6 +88,18 @@ fn judge_live(supervisor: &Supervisor, image: &Image, asking: Asking) -> Judgeme
     };
     let coverage = coverage(&table, consistency, pause.as_secs_f64(), Some(&picture));
     finish(image, table, Some(picture), coverage, fds, notices)
+}
+
+/// What to say of threads that could not be stopped.
+pub(crate) fn not_stopped(threads: u64) -> Notice {
+    Notice {
+        code: "threads-not-stopped",
+        message: format!(
+            "{} could not be stopped for the check (waiting for a vfork child or a disk), so what \
+             they held may be missing",
+            leakscope_model::quantity::counted(threads, "thread")
+        ),
+    }
 }
 
 /// The cooperative way: the asking thread hands over memory itself.
@@ -290,6 +295,7 @@ fn coverage(
         scanned_block_bytes: picture.map_or(0, |p| p.marked.scanned_block_bytes),
         roots: picture.map(|p| p.roots).unwrap_or_default(),
         reachability: picture.is_some(),
+        heap_check: None,
     }
 }
 

@@ -1,4 +1,4 @@
-//! Recipes: a request becomes a report. So far one, [`run`].
+//! Recipes: a request becomes a report: [`run`] and [`check`].
 //!
 //! It joins what knows nothing of each other: the segment (`wire`) that the
 //! recorder fills, the stopped process (`tracee`), the judgement
@@ -15,6 +15,7 @@
 mod assemble;
 mod check;
 mod clock;
+mod examine;
 mod image;
 mod limits;
 mod listen;
@@ -31,5 +32,6 @@ mod segment;
 mod signals;
 mod supervisor;
 
+pub use examine::{CheckError, CheckOptions, Mode, check, find_process};
 pub use options::{Follow, RunError, RunErrorKind, RunOptions, RunOutcome, SymbolOptions};
 pub use run::{Word, run};

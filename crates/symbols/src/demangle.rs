@@ -65,6 +65,19 @@ impl Names {
     }
 }
 
+/// The readable name of a C++ type, from the mangled name that its
+/// `std::type_info` holds (`N2ui6WidgetE`); as it is where it cannot be read.
+pub fn type_name(mangled: &str) -> String {
+    const PREFIX: &str = "typeinfo for ";
+    let readable = (mangled.len() <= MAX_MANGLED)
+        .then(|| cpp(&format!("_ZTI{mangled}")))
+        .flatten();
+    match readable.as_deref().and_then(|n| n.strip_prefix(PREFIX)) {
+        Some(name) if !name.is_empty() => name.to_owned(),
+        _ => mangled.to_owned(),
+    }
+}
+
 /// True for names that only a mangling compiler makes.
 pub(crate) fn is_mangled(symbol: &[u8]) -> bool {
     symbol.starts_with(b"_Z") || symbol.starts_with(b"_R")

@@ -34,6 +34,7 @@ mod source;
 mod symbolizer;
 mod symtab;
 
+pub use demangle::type_name;
 pub use fuzz::lookup_everything;
 pub use options::{Debuginfod, Options};
 pub use symbolizer::Symbolizer;

@@ -1,8 +1,10 @@
 //! Tests of the real `leakscope` on real processes.
 //!
 //! Each fixture program is a test of its own, `program::NAME`; where memcheck
-//! is installed there is a `memcheck::NAME` beside it.
+//! is installed there is a `memcheck::NAME` beside it. `check::program::NAME`
+//! examines the same program, unprepared, as it is about to end.
 
+mod check;
 mod command;
 mod programs;
 mod real;
@@ -14,6 +16,7 @@ fn main() {
     let mut trials = programs::trials();
     trials.extend(real::trials());
     trials.extend(command::trials());
+    trials.extend(check::trials());
     libtest_mimic::run(&arguments, trials).exit();
 }
 

@@ -1,7 +1,7 @@
 //! Interior pointers that are how a program holds the start of a block.
 //!
 //! The first four are memcheck's (`--leak-check-heuristics`, whose conditions
-//! they repeat); the last two are Rust's. `A` is the block's address, `S` its
+//! they repeat), then two of Rust's, CPython's and an aligner's. `A` is the block's address, `S` its
 //! requested size, `P` the pointer, words are 8 bytes:
 //!
 //! | idiom | pointer | condition |
@@ -12,6 +12,8 @@
 //! | multipleinheritance | `P` aligned | words at `A` and at `P` both point to vtables |
 //! | rust-rc | `P = A+16` | words 0, 1 = plausible strong and weak counts |
 //! | hashbrown | `P` 16-aligned | control bytes up to the block's end, mirrored |
+//! | kept-start | `P` 8-aligned | the word before or after that at `P` is `A` |
+//! | cpython-gc | `P = A+16`, `A+32` | before `P` the links of the collector, at `P` a count and a type |
 
 use leakscope_memory::MemoryMap;
 use leakscope_model::Addr;
@@ -50,6 +52,11 @@ pub struct Heuristics {
     pub rust_rc: bool,
     /// Pointer to the control bytes of a Rust hash table.
     pub hashbrown: bool,
+    /// Pointer to a Python object behind what its collector keeps.
+    pub cpython_gc: bool,
+    /// Pointer to an aligned part of a block that remembers the block's start:
+    /// wrappers that align what malloc gave, and glibc's loader.
+    pub kept_start: bool,
 }
 
 impl Heuristics {
@@ -61,6 +68,8 @@ impl Heuristics {
         stdstring: true,
         rust_rc: true,
         hashbrown: true,
+        cpython_gc: true,
+        kept_start: true,
     };
     /// No idiom: an interior pointer is an interior pointer.
     pub const NONE: Heuristics = Heuristics {
@@ -70,17 +79,21 @@ impl Heuristics {
         stdstring: false,
         rust_rc: false,
         hashbrown: false,
+        cpython_gc: false,
+        kept_start: false,
     };
 
     /// The names that [`Heuristics::from_str`] accepts besides `all` and
     /// `none`.
-    pub const NAMES: [&'static str; 6] = [
+    pub const NAMES: [&'static str; 8] = [
         "multipleinheritance",
         "newarray",
         "length64",
         "stdstring",
         "rust-rc",
         "hashbrown",
+        "cpython-gc",
+        "kept-start",
     ];
 }
 
@@ -126,6 +139,8 @@ impl FromStr for Heuristics {
                 "stdstring" => &mut set.stdstring,
                 "rust-rc" => &mut set.rust_rc,
                 "hashbrown" => &mut set.hashbrown,
+                "cpython-gc" => &mut set.cpython_gc,
+                "kept-start" => &mut set.kept_start,
                 other => return Err(UnknownHeuristic(other.to_string())),
             };
             *switch = true;
@@ -146,11 +161,14 @@ pub(super) trait Peek {
 pub(super) type Size = RangeInclusive<u64>;
 
 /// The sizes for which glibc makes a block of `usable` bytes: chunks are
-/// multiples of 16 bytes and at least 32, and a rest that is too small for a
-/// chunk of its own stays with the block.
+/// multiples of 16 bytes and at least 32, a rest that is too small for a
+/// chunk of its own stays with the block, and a mapped block ends with a page.
 pub(super) fn of_usable(usable: u64) -> Size {
     if usable <= 24 {
         return 0..=usable;
+    }
+    if usable % 4096 == 4096 - 16 {
+        return usable.saturating_sub(4095)..=usable;
     }
     usable.saturating_sub(31)..=usable
 }
@@ -181,8 +199,12 @@ impl<'a> Judge<'a> {
         match pointer - block {
             8 if self.counted(peek, block, size) => return true,
             16 if self.rust_rc(peek, block) => return true,
+            16 | 32 if self.cpython_gc(peek, pointer) => return true,
             24 if self.stdstring(peek, block, size) => return true,
             _ => {}
+        }
+        if self.kept_start(peek, block, pointer) {
+            return true;
         }
         size.clone()
             .any(|size| self.hashbrown(peek, block, size, pointer))
@@ -221,6 +243,37 @@ impl<'a> Judge<'a> {
             && peek
                 .word(block + 8)
                 .is_some_and(|weak| (1..=COUNT_MAX).contains(&weak))
+    }
+
+    /// `PyGC_Head`, two words before the object: links of a list, the second
+    /// with flags in its low bits; both empty when the object is not tracked.
+    /// Objects with a managed dictionary have two words more before (3.11 and
+    /// later). The object begins with its reference count and its type.
+    fn cpython_gc(&self, peek: &mut dyn Peek, object: u64) -> bool {
+        if !self.heuristics.cpython_gc {
+            return false;
+        }
+        let link = |word: u64| word >= 4096 && self.map.find(Addr(word)).is_some_and(|r| r.write);
+        let mut word = |at: u64| peek.word(at);
+        let (Some(next), Some(previous)) = (word(object - 16), word(object - 8)) else {
+            return false;
+        };
+        let previous = previous & !3;
+        let tracked = next.is_multiple_of(8) && link(next) && link(previous);
+        if !tracked && (next, previous) != (0, 0) {
+            return false;
+        }
+        let (Some(count), Some(kind)) = (word(object), word(object + 8)) else {
+            return false;
+        };
+        // Since 3.12 the count of an immortal object fills the low half.
+        (1..=1 << 32).contains(&count) && kind.is_multiple_of(8) && link(kind)
+    }
+
+    fn kept_start(&self, peek: &mut dyn Peek, block: u64, pointer: u64) -> bool {
+        self.heuristics.kept_start
+            && pointer.is_multiple_of(8)
+            && (peek.word(pointer - 8) == Some(block) || peek.word(pointer + 8) == Some(block))
     }
 
     /// The table ends the block: `buckets + 16` control bytes, of which the

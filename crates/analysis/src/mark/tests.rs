@@ -322,6 +322,36 @@ mod idioms {
     }
 
     #[test]
+    fn kept_start() {
+        let world = World::new(1).root(at(0) + 24).put(0, 2, at(0));
+        check("kept-start", world, (at(0) + 16, at(0) + 8));
+        let world = World::new(1).root(at(0) + 24).put(0, 4, at(0));
+        check("kept-start", world, (at(0) + 32, 0));
+    }
+
+    #[test]
+    fn cpython_gc() {
+        // In the heap, and in no block.
+        const LINK: u64 = HEAP + 0x8000;
+        // Not tracked; tracked, with flags; with a managed dictionary.
+        let world = World::new(1).root(at(0) + 16).put(0, 2, 1).put(0, 3, LINK);
+        check("cpython-gc", world, (at(0) + 16, 0));
+        let tracked = |first: u64, link: u64| {
+            World::new(1)
+                .root(at(0) + 8 * (first + 2))
+                .put(0, first, LINK)
+                .put(0, first + 1, link)
+                .put(0, first + 2, 7)
+                .put(0, first + 3, LINK)
+        };
+        // (So low, such pointers pass for the counts of rust-rc, too.)
+        let world = tracked(0, LINK | 1);
+        assert_eq!(world.with(&only("cpython-gc")).kinds[0], Reachable);
+        assert_eq!(world.mark().kinds[0], Possible);
+        check("cpython-gc", tracked(2, LINK), (at(0) + 40, 3));
+    }
+
+    #[test]
     fn multiple_inheritance() {
         let mut world = World::new(1)
             .root(at(0) + 16)

@@ -7,14 +7,14 @@ use std::collections::HashMap;
 /// FNV-1a, 64 bits: offset basis and prime of draft-eastlake-fnv. Not meant
 /// to resist an adversary: a collision only makes [`stable_ids`] number two
 /// records.
-struct Fnv(u64);
+pub(super) struct Fnv(pub(super) u64);
 
 impl Fnv {
-    fn new() -> Fnv {
+    pub(super) fn new() -> Fnv {
         Fnv(0xcbf2_9ce4_8422_2325)
     }
 
-    fn write(&mut self, bytes: &[u8]) {
+    pub(super) fn write(&mut self, bytes: &[u8]) {
         for byte in bytes {
             self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
         }
@@ -114,7 +114,7 @@ fn details(frames: &[Frame]) -> Vec<Detail<'_>> {
     frames.iter().map(detail).collect()
 }
 
-fn letter(kind: LossKind) -> char {
+pub(super) fn letter(kind: LossKind) -> char {
     match kind {
         LossKind::Definite => 'd',
         LossKind::Indirect => 'i',

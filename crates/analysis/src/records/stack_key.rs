@@ -113,7 +113,7 @@ fn shortened(innermost: &[Option<RawFrame>; LONGEST_PREFIX], frames: usize) -> S
 /// Hashes a few numbers with a multiplication each, for there are millions of
 /// nodes. The keys are drawn anew in each run, so that a program cannot have
 /// prepared frames that collide.
-pub(super) struct Keyed {
+pub(crate) struct Keyed {
     start: u64,
     factor: u64,
 }
@@ -140,7 +140,7 @@ impl BuildHasher for Keyed {
     }
 }
 
-pub(super) struct Folded {
+pub(crate) struct Folded {
     state: u64,
     factor: u64,
 }

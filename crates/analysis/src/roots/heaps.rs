@@ -5,20 +5,13 @@
 //! A mapping may hold a heap *and* something else (the kernel joins
 //! neighbours), so heaps are cut out of the map, not mappings left out.
 
-use super::glibc;
-use super::ranges::joined;
-use super::regions::{Class, Classified};
-use super::words::Words;
+use leakscope_heap::glibc::{self, arena_heaps, likely_starts};
+use leakscope_heap::regions::{Class, Classified};
+use leakscope_heap::words::Words;
+use leakscope_memory::ranges::joined;
 use leakscope_memory::{MemoryMap, MemoryReader};
 use leakscope_model::{Addr, LiveBlock, Range};
 
-/// Size words of the chunk that holds a thread's cache, the first that a
-/// thread's first malloc makes: glibc 2.26 to 2.29, to 2.41, from 2.42.
-const CACHE_CHUNKS: [u64; 3] = [0x251, 0x291, 0x301];
-/// How far into `[heap]` malloc's first chunk is looked for.
-pub(super) const HEAD: u64 = 1 << 20;
-/// Starts of heaps tried.
-const TRIES: usize = 64;
 /// Between blocks of an unknown allocator, headers up to this length.
 const HEADER: u64 = 64;
 
@@ -154,30 +147,6 @@ fn first_chunk(words: &mut Words<'_>, start: u64, goal: u64) -> Option<u64> {
     let starts = likely_starts(words, start, goal);
     let mut starts = starts.into_iter();
     starts.find(|at| glibc::chunks_lead(words, *at, goal))
-}
-
-/// Where malloc's first chunk in the `[heap]` from `start` to `end` may lie:
-/// at its beginning, or where something looks like a thread's cache.
-pub(super) fn likely_starts(words: &mut Words<'_>, start: u64, end: u64) -> Vec<u64> {
-    let Some(first) = start.checked_next_multiple_of(16) else {
-        return Vec::new();
-    };
-    let others = (first..end.min(first.saturating_add(HEAD))).step_by(16);
-    let others = others
-        .filter(|at| *at != first)
-        .filter(|at| words.at(at + 8).is_some_and(|w| CACHE_CHUNKS.contains(&w)))
-        .take(TRIES);
-    std::iter::once(first).chain(others).collect()
-}
-
-pub(super) fn arena_heaps(memory: &dyn MemoryReader, range: Range) -> Vec<Range> {
-    let mut found = Vec::new();
-    let mut at = range.start.0.checked_next_multiple_of(glibc::ARENA_HEAP);
-    while let Some(start) = at.filter(|start| *start < range.end.0) {
-        found.extend(glibc::arena_heap(memory, start));
-        at = start.checked_add(glibc::ARENA_HEAP);
-    }
-    found
 }
 
 /// A whole anonymous mapping, for a block of an allocator that we do not

@@ -13,20 +13,16 @@
 //!
 //! In doubt memory stays a root: that may hide a leak but invents none.
 
-mod chunks;
-mod glibc;
 mod heaps;
-mod ranges;
-mod regions;
 #[cfg(test)]
 mod tests;
 mod threads;
-mod words;
 
+use leakscope_heap::glibc;
+use leakscope_heap::regions::{self, Class, Classified};
 use leakscope_memory::MemoryReader;
+use leakscope_memory::ranges::{joined, subtract};
 use leakscope_model::{Addr, LiveBlock, Range, RootCounts, RootHints, ThreadState};
-use ranges::{joined, subtract};
-use regions::{Class, Classified};
 
 /// Static TLS below the control block is labelled as such up to this many
 /// bytes (its true size is the loader's secret); the label decides only
@@ -157,7 +153,7 @@ pub fn plan(input: &RootInput<'_>) -> RootPlan {
     plan.counts.threads = stacks.len() as u64;
 
     let mut excluded = input.hints.own.clone();
-    let arenas = main_arenas(input.memory, &regions);
+    let arenas = glibc::arenas(input.memory, &regions);
     if switches.exclude_allocator_metadata {
         // These may hold blocks that are not known.
         if input.known_heaps.is_none() {
@@ -232,6 +228,13 @@ pub fn plan(input: &RootInput<'_>) -> RootPlan {
     plan
 }
 
+/// Thread control blocks of threads that have ended and whose stacks glibc
+/// keeps, for [`RootHints::ended_threads`]: where no recorder saw them end.
+pub fn ended_threads(memory: &dyn MemoryReader, threads: &[ThreadState]) -> Vec<Addr> {
+    let regions = regions::classify(memory.map());
+    threads::ended(memory, &regions, threads)
+}
+
 /// The blocks in none of `heaps`; both ascend.
 fn outside<'a>(blocks: &'a [LiveBlock], heaps: &'a [Range]) -> impl Iterator<Item = &'a LiveBlock> {
     blocks.iter().filter(move |block| {
@@ -242,40 +245,12 @@ fn outside<'a>(blocks: &'a [LiveBlock], heaps: &'a [Range]) -> impl Iterator<Ite
     })
 }
 
-fn main_arenas(memory: &dyn MemoryReader, regions: &[Classified]) -> Vec<Range> {
-    regions
-        .iter()
-        .filter(|region| matches!(region.class, Class::Data | Class::Bss))
-        .flat_map(|region| glibc::main_arenas(memory, region.range))
-        .collect()
-}
-
-/// `[heap]`s, and the heaps of glibc's thread arenas.
-fn heap_regions(input: &RootInput<'_>, regions: &[Classified]) -> (Vec<Range>, Vec<Range>) {
-    let of = |classes: &[Class]| -> Vec<Range> {
-        let regions = regions.iter().filter(|r| classes.contains(&r.class));
-        regions.map(|r| r.range).collect()
-    };
-    let thread_heaps = of(&[Class::Anonymous, Class::Bss])
-        .into_iter()
-        .flat_map(|range| heaps::arena_heaps(input.memory, range));
-    (joined(of(&[Class::Heap])), thread_heaps.collect())
-}
-
 /// glibc's heaps as far as the map tells, ascending: perhaps more than them.
 pub(crate) fn rough_heaps(input: &RootInput<'_>) -> Vec<Range> {
     let regions = regions::classify(input.memory.map());
-    let (mut all, thread_heaps) = heap_regions(input, &regions);
+    let (mut all, thread_heaps) = glibc::heap_regions(input.memory, &regions);
     all.extend(thread_heaps);
     joined(all)
-}
-
-/// glibc's heaps whose chunks fit together, ascending, with all their blocks.
-pub(crate) fn walked_heaps(input: &RootInput<'_>) -> Vec<chunks::Walked> {
-    let regions = regions::classify(input.memory.map());
-    let arenas = main_arenas(input.memory, &regions);
-    let (brk, thread_heaps) = heap_regions(input, &regions);
-    chunks::walked(input.memory, &brk, &arenas, &thread_heaps)
 }
 
 /// The threads, with the asking one's state as it was when it asked.

@@ -524,3 +524,41 @@ fn ranges_are_disjoint_counted_and_free_of_blocks() {
         counts.globals + counts.stacks + counts.mappings + counts.declared
     );
 }
+
+#[test]
+fn ended_threads_are_found_by_their_descriptors() {
+    let mut process = Process::new();
+    process.descriptor(TCB_2, THREAD - 0x1000, PAGES + 0x1000);
+    let found = |p: &Process| ended_threads(&p.memory, &p.threads);
+    assert_eq!(found(&process), [Addr(TCB_2)]);
+    // The kernel clears the id only when the thread ends.
+    process.memory.word(TCB_2 + 720, 13);
+    assert!(found(&process).is_empty());
+    process.memory.word(TCB_2 + 720, 0);
+    process.second_thread();
+    assert!(found(&process).is_empty());
+}
+
+#[test]
+fn ended_threads_are_found_in_the_list_of_kept_stacks() {
+    let mut process = Process::new();
+    // No guard, and other memory behind: its mapping does not tell.
+    let kept = MAPPED + 0x3000;
+    process.descriptor(kept, MAPPED, 0x4000);
+    let (user, cache) = (LIBC + 0x2000, LIBC + 0x2010);
+    let (own, ended) = (TCB + 704, kept + 704);
+    process
+        .memory
+        .words(user, &[own, own, ended, ended])
+        .words(own, &[user, user])
+        .words(ended, &[cache, cache]);
+    let found = |p: &Process| ended_threads(&p.memory, &p.threads);
+    assert_eq!(found(&process), [Addr(kept)]);
+    process.memory.word(kept + 720, 0x7fff_ffff_ffff);
+    assert_eq!(found(&process), [Addr(kept)]);
+    // One that runs, and a list that does not lead back.
+    process.memory.word(kept + 720, 17);
+    assert!(found(&process).is_empty());
+    process.memory.word(kept + 720, 0).word(ended + 8, own);
+    assert!(found(&process).is_empty());
+}

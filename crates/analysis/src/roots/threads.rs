@@ -7,8 +7,8 @@
 //! Further words hold `stackblock` and `stackblock_size`, guard included, at
 //! an offset that depends on the version: they are found by what they say.
 
-use super::regions::{Class, Classified};
-use super::words::read_words;
+use leakscope_heap::regions::{Class, Classified};
+use leakscope_heap::words::read_words;
 use leakscope_memory::MemoryReader;
 use leakscope_model::{Addr, Range, ThreadState};
 
@@ -19,6 +19,14 @@ const DESCRIPTOR_HEAD: u64 = 0x200;
 /// Distance at most from the control block to the end of the stack block:
 /// the descriptor, aligned, and the rest of its page.
 const BLOCK_TAIL: u64 = 0x3000;
+/// In the descriptor behind its header: a list's links, then the thread's id
+/// (x86-64, since glibc 2.4).
+const LIST: u64 = 704;
+const TID: u64 = 720;
+/// Bytes of a list's head.
+const LIST_HEAD: u64 = 16;
+/// Threads that are followed in a list at most.
+const MOST_THREADS: usize = 1 << 16;
 /// No stack is larger.
 const STACK_MAX: u64 = 1 << 40;
 /// Bytes below the stack pointer that a leaf function may use (System V ABI).
@@ -90,6 +98,108 @@ pub(super) fn stack(
         }
         Class::Data | Class::Bss | Class::Heap | Class::Other => None,
     }
+}
+
+/// Control blocks of ended threads whose stacks glibc keeps for others: where
+/// nobody watched threads end. The kernel clears a thread's id in its
+/// descriptor then (CLONE_CHILD_CLEARTID, clone(2)).
+pub(super) fn ended(
+    memory: &dyn MemoryReader,
+    regions: &[Classified],
+    threads: &[ThreadState],
+) -> Vec<Addr> {
+    let mut found: Vec<Addr> = threads
+        .iter()
+        .flat_map(|thread| kept_like(memory, regions, thread.tcb))
+        .collect();
+    found.extend(at_ends(memory, regions, threads));
+    found.sort_unstable();
+    found.dedup();
+    found
+}
+
+/// The list of kept stacks. Descriptors are in lists whose heads lie side by
+/// side in the loader's data since 2.34: stacks in use, those that came with
+/// their threads (the first thread's among them), kept ones.
+fn kept_like(memory: &dyn MemoryReader, regions: &[Classified], tcb: Addr) -> Vec<Addr> {
+    let in_data = |at: u64| {
+        regions
+            .iter()
+            .any(|r| matches!(r.class, Class::Data | Class::Bss) && r.range.contains(Addr(at)))
+    };
+    let next = |at: u64| memory.read_u64(Addr(at)).ok();
+    let mut at = tcb.0.wrapping_add(LIST);
+    // To the head of the list that this descriptor is in.
+    for _ in 0..MOST_THREADS {
+        match next(at) {
+            Some(to) if in_data(to) => {
+                let kept = [to.wrapping_add(LIST_HEAD), to.wrapping_add(2 * LIST_HEAD)];
+                return kept.into_iter().flat_map(|h| in_list(memory, h)).collect();
+            }
+            Some(to) if to != 0 => at = to,
+            _ => break,
+        }
+    }
+    Vec::new()
+}
+
+/// Control blocks of ended threads in the list with this head.
+fn in_list(memory: &dyn MemoryReader, head: u64) -> Vec<Addr> {
+    let mut found = Vec::new();
+    let mut at = head;
+    for _ in 0..MOST_THREADS {
+        let Ok(next) = memory.read_u64(Addr(at)) else {
+            break;
+        };
+        let back = memory.read_u64(Addr(next.wrapping_add(8)));
+        if next == head || back != Ok(at) {
+            break;
+        }
+        let tcb = Addr(next.wrapping_sub(LIST));
+        if is_control_block(memory, tcb) && has_ended(memory, tcb) {
+            found.push(tcb);
+        }
+        at = next;
+    }
+    found
+}
+
+/// The id in the low half of `word`: the kernel clears it, and glibc makes it
+/// negative when it keeps the stack.
+fn is_no_thread(word: u64) -> bool {
+    word as i32 <= 0
+}
+
+fn has_ended(memory: &dyn MemoryReader, tcb: Addr) -> bool {
+    let id = memory.read_u64(Addr(tcb.0.wrapping_add(TID)));
+    id.is_ok_and(is_no_thread)
+}
+
+/// Descriptors at the ends of mappings that look like stacks.
+fn at_ends(
+    memory: &dyn MemoryReader,
+    regions: &[Classified],
+    threads: &[ThreadState],
+) -> Vec<Addr> {
+    let inhabited = threads.iter().flat_map(|t| [t.sp, t.tcb]);
+    let kept = regions.iter().filter(|r| {
+        r.class == Class::Anonymous
+            && has_guard(memory, r.range)
+            && !inhabited.clone().any(|at| r.range.contains(at))
+    });
+    kept.filter_map(|region| {
+        let high = region.range.end.0;
+        let low = high.saturating_sub(BLOCK_TAIL).max(region.range.start.0);
+        let words = read_words(memory, low, high - low);
+        let at = |from: usize, offset: u64| words.get(from + (offset / 8) as usize).copied();
+        let is_ended = |i: &usize| {
+            let own = Some(low + 8 * *i as u64);
+            at(*i, 0) == own && at(*i, 16) == own && at(*i, TID).is_some_and(is_no_thread)
+        };
+        let found = (0..words.len()).rev().find(is_ended)?;
+        Some(Addr(low + 8 * found as u64))
+    })
+    .collect()
 }
 
 /// The kept stack of an ended thread: from its start past the descriptor.

@@ -1,7 +1,8 @@
 //! What the verdict depends on, out of one report or summed over several.
 
 use leakscope_model::{
-    Consistency, ErrorCode, KindTotals, LossKind, LossSummary, ProcessReport, VerdictStatus,
+    Consistency, ErrorCode, KindTotals, LossKind, LossSummary, ProcessReport, Residence,
+    VerdictStatus,
 };
 use std::cmp::Reverse;
 
@@ -28,6 +29,13 @@ pub(super) struct Facts {
     /// Heaps that count as held as a whole: in a sample, those of allocators
     /// that cannot be walked.
     pub(super) held_heaps: bool,
+    /// The blocks were found by walking heaps, and other allocators' heaps
+    /// could not be walked.
+    pub(super) opaque_heaps: bool,
+    /// The blocks were found by walking heaps.
+    pub(super) walked: bool,
+    /// Where the resident set is.
+    pub(super) residence: Option<Residence>,
     /// The weakest; `None` for a sum over nothing.
     pub(super) consistency: Option<Consistency>,
     pub(super) reachability: bool,
@@ -53,6 +61,7 @@ impl Facts {
             let mine = process.errors.iter().filter(|e| e.code == code);
             mine.fold(0, |sum: u64, e| sum.saturating_add(e.count))
         };
+        let has = |code| process.notices.iter().any(|n| n.code == code);
         Facts {
             loss: process.loss,
             live: KindTotals {
@@ -71,11 +80,10 @@ impl Facts {
             dropped: coverage.dropped_events,
             unreadable: coverage.unreadable_bytes,
             sampled_every: coverage.sampled_every_bytes,
-            held_heaps: coverage.sampled_every_bytes.is_some()
-                && process
-                    .notices
-                    .iter()
-                    .any(|n| n.code == "foreign-allocator"),
+            held_heaps: coverage.sampled_every_bytes.is_some() && has("foreign-allocator"),
+            opaque_heaps: process.heap.uncounted && has("foreign-allocator"),
+            walked: process.heap.uncounted,
+            residence: process.residence,
             consistency: Some(coverage.consistency),
             reachability: coverage.reachability,
         }
@@ -94,8 +102,11 @@ impl Facts {
         // With every block freed nothing can be lost, examined or not; but
         // then something must have been recorded at all.
         let nothing_live = self.live.blocks == 0 && self.allocations > 0;
-        if self.dropped > 0 || !(self.reachability || nothing_live) {
+        if self.dropped > 0 || self.opaque_heaps || !(self.reachability || nothing_live) {
             return VerdictStatus::Inconclusive;
+        }
+        if self.residence.is_some_and(|r| is_retained(&r)) {
+            return VerdictStatus::Retained;
         }
         VerdictStatus::Clean
     }
@@ -154,6 +165,8 @@ impl Facts {
         }
         self.sampled_every = self.sampled_every.max(other.sampled_every);
         self.held_heaps |= other.held_heaps;
+        self.opaque_heaps |= other.opaque_heaps;
+        self.walked |= other.walked;
         let first = self.consistency.is_none();
         let weaker = |c: &Option<Consistency>| c.map_or(0, weakness);
         if weaker(&other.consistency) > weaker(&self.consistency) {
@@ -169,6 +182,16 @@ impl Facts {
             ..self.clone()
         }
     }
+}
+
+/// Free chunks worth a verdict: this many bytes in RAM, and this part of all
+/// that is.
+const RETAINED_BYTES: u64 = 16 << 20;
+const RETAINED_PART: u64 = 4;
+
+fn is_retained(residence: &Residence) -> bool {
+    let kept = residence.retained.total();
+    kept >= RETAINED_BYTES && kept >= residence.rss / RETAINED_PART
 }
 
 /// What says less about the moment of the check has the higher number; all

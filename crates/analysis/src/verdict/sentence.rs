@@ -35,6 +35,7 @@ pub(super) fn leaking(facts: &Facts, process: &ProcessReport, who: &str, others:
         None => said.extend(mappings),
     }
     let top = match kind {
+        Some(kind) if facts.walked => top_content(process, kind),
         Some(kind) => top_block_place(process, kind),
         None => top_mapping_place(process),
     };
@@ -62,7 +63,15 @@ pub(super) fn inconclusive(facts: &Facts, process: &ProcessReport, who: &str) ->
         1 => "1 event was dropped".to_owned(),
         n => format!("{} were dropped", counted(n, "event")),
     };
-    let reason = if facts.reachability {
+    let reason = if facts.walked && facts.live.blocks == 0 && !facts.reachability {
+        "no heap of glibc's malloc was found in the process".to_owned()
+    } else if facts.opaque_heaps {
+        format!(
+            "nothing is lost among the {} of glibc's malloc, but another allocator's heap could \
+             not be walked",
+            counted(facts.live.blocks, "block")
+        )
+    } else if facts.reachability {
         let among = match facts.live.blocks {
             0 => "no recorded block is live at the end".to_owned(),
             n => format!(
@@ -91,6 +100,21 @@ pub(super) fn inconclusive(facts: &Facts, process: &ProcessReport, who: &str) ->
         also => format!("; also {}", list(also)),
     };
     format!("Inconclusive: {who}{reason}{also}.")
+}
+
+/// Nothing is lost, and malloc keeps what was freed.
+pub(super) fn retained(facts: &Facts) -> String {
+    let residence = facts.residence.unwrap_or_default();
+    let kept = residence.retained.total();
+    format!(
+        "Retained: nothing is lost, but {} of the {} resident ({}) are free memory that malloc \
+         keeps; malloc_trim would give back about {} ({}).",
+        bytes(kept),
+        bytes(residence.rss),
+        percent(kept, residence.rss),
+        bytes(residence.trimmable),
+        coverage(facts),
+    )
 }
 
 /// `processes` is the number of processes that `facts` sums up.
@@ -234,6 +258,7 @@ fn doubts(facts: &Facts) -> String {
 /// How well it was looked.
 fn coverage(facts: &Facts) -> String {
     let exact = match facts.sampled_every {
+        None if facts.walked => "heap walked".to_owned(),
         None => "exact".to_owned(),
         Some(every) => format!("sampled every {}", bytes(every)),
     };
@@ -244,7 +269,10 @@ fn coverage(facts: &Facts) -> String {
         Some(Consistency::Racing) => "racing",
         Some(Consistency::Dead) | None => "dead",
     };
-    let mut text = format!("{exact}, {consistency}, {} dropped", facts.dropped);
+    let mut text = format!("{exact}, {consistency}");
+    if !facts.walked {
+        text.push_str(&format!(", {} dropped", facts.dropped));
+    }
     if facts.unreadable > 0 {
         text.push_str(&format!(", {} unreadable", bytes(facts.unreadable)));
     }
@@ -264,6 +292,23 @@ fn top_block_place(process: &ProcessReport, kind: LossKind) -> Option<String> {
         (place(&leak.stack), totals)
     });
     most(weighed, "allocated by")
+}
+
+/// What most of what is lost is, where nobody knows who allocated it.
+fn top_content(process: &ProcessReport, kind: LossKind) -> Option<String> {
+    let leaks = process.leaks.iter().filter(|leak| leak.kind == kind);
+    let weighed = leaks.map(|leak| {
+        let mut totals = leak.indirect;
+        plus(
+            &mut totals,
+            KindTotals {
+                bytes: leak.bytes,
+                blocks: leak.blocks,
+            },
+        );
+        (leak.type_name.clone(), totals)
+    });
+    most(weighed, "in objects of type")
 }
 
 fn top_mapping_place(process: &ProcessReport) -> Option<String> {

@@ -5,6 +5,8 @@ use leakscope_model::{
 };
 use proptest::prelude::*;
 
+mod walked;
+
 fn totals(bytes: u64, blocks: u64) -> KindTotals {
     KindTotals { bytes, blocks }
 }
@@ -24,6 +26,7 @@ fn process() -> ProcessReport {
             frees: 3796,
             ..HeapSummary::default()
         },
+        residence: None,
         loss: LossSummary {
             reachable: totals(33 << 10, 1204),
             ..LossSummary::default()
@@ -40,6 +43,7 @@ fn process() -> ProcessReport {
             scanned_block_bytes: 0,
             roots: RootCounts::default(),
             reachability: true,
+            heap_check: None,
         },
         suppressions: Vec::new(),
         notices: Vec::new(),
@@ -79,6 +83,7 @@ fn leak(kind: LossKind, bytes: u64, blocks: u64, indirect: u64, stack: Vec<Frame
         free_sites: Vec::new(),
         lifetime: None,
         estimate: None,
+        content: None,
     }
 }
 

@@ -6,7 +6,7 @@ use clap::CommandFactory;
 use clap_complete::Shell;
 use clap_mangen::roff::{self, Roff};
 
-use crate::args::{Cli, RUN_SECTIONS};
+use crate::args::{CHECK_SECTIONS, Cli, RUN_SECTIONS};
 use crate::failure::Failure;
 use crate::output::pipe_may_close;
 
@@ -40,9 +40,12 @@ pub fn man() -> Result<u8, Failure> {
             man.render_description_section(&mut page)?;
             man.render_options_section(&mut page)?;
         }
-        for (heading, lines) in RUN_SECTIONS {
+        let sections = RUN_SECTIONS.iter().map(|section| ("run", section));
+        let sections = sections.chain(CHECK_SECTIONS.iter().map(|section| ("check", section)));
+        for (command, (heading, lines)) in sections {
             let mut roff = Roff::new();
-            roff.control("SH", [heading.to_uppercase().as_str()]);
+            let heading = format!("{heading} of {command}").to_uppercase();
+            roff.control("SH", [heading.as_str()]);
             for (left, right) in *lines {
                 roff.control("TP", []);
                 roff.text([roff::bold(*left)]);

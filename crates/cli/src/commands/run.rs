@@ -3,20 +3,17 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::io::{self, Write};
 use std::path::PathBuf;
 
 use leakscope_analysis::suppressions::{self, Candidate};
-use leakscope_analysis::verdict::{self, FailOn};
 use leakscope_model::Report;
-use leakscope_report::{Kinds, Options, SINKS, Sink, selected, sink_named};
+use leakscope_report::{Kinds, Options, selected};
 use leakscope_session::{RunErrorKind, RunOptions, SymbolOptions};
 
 use crate::args::{self, Follow, Format};
+use crate::commands::delivery::{Delivery, Stream};
 use crate::failure::{self, Failure};
-use crate::output::{self, Output};
 use crate::progress::Progress;
-use crate::terminal::Terminal;
 
 /// Runs the program and reports.
 ///
@@ -24,7 +21,7 @@ use crate::terminal::Terminal;
 /// When leakscope itself failed, or the program could not be started.
 pub fn run(args: args::Run) -> Result<u8, Failure> {
     let plan = Plan::new(args)?;
-    let mut progress = Progress::new(plan.terminal, plan.view.quiet);
+    let mut progress = Progress::new(plan.delivery.progress, plan.delivery.view.quiet);
     let outcome = leakscope_session::run(&plan.options, &mut |what| progress.show(what));
     progress.clear();
     let outcome = outcome.map_err(|error| Failure {
@@ -35,11 +32,15 @@ pub fn run(args: args::Run) -> Result<u8, Failure> {
         },
         text: error.text,
     })?;
-    plan.deliver(&outcome.report)?;
-    let status = match plan.fail_on.filter(|f| f.found(&outcome.report)) {
-        Some(_) => plan.error_exitcode,
-        None => own_status(outcome.wait_status),
+    let delivery = &plan.delivery;
+    let suppressions = match plan.gen_suppressions {
+        true => ready_suppressions(&outcome.report, &delivery.view),
+        false => String::new(),
     };
+    delivery.deliver(&outcome.report, &suppressions)?;
+    let status = delivery
+        .found(&outcome.report)
+        .unwrap_or_else(|| own_status(outcome.wait_status));
     // The process ends here, and taking millions of names apart one by one
     // would make the user wait for nothing.
     std::mem::forget(outcome);
@@ -62,12 +63,7 @@ fn own_status(wait_status: i32) -> u8 {
 /// Everything that is decided before the program starts.
 struct Plan {
     options: RunOptions,
-    view: Options,
-    stderr: &'static dyn Sink,
-    outputs: Vec<Output>,
-    terminal: Terminal,
-    fail_on: Option<FailOn>,
-    error_exitcode: u8,
+    delivery: Delivery,
     gen_suppressions: bool,
 }
 
@@ -75,38 +71,20 @@ impl Plan {
     fn new(args: args::Run) -> Result<Plan, Failure> {
         let argv = args.argv;
         let args = args.options;
-        if args.gen_suppressions && args.format != Format::Text {
+        if args.gen_suppressions && args.report.format != Format::Text {
             return Err(Failure::own(
                 "--gen-suppressions needs --format text; write JSON to a file with -o",
             ));
         }
-        let stderr = format_named(match args.format {
-            Format::Text => "text",
-            Format::Json => "json",
-        })?;
-        let outputs = output::plan(&args.output, stderr)?;
-        let terminal = Terminal::of_stderr();
-        let cwd = std::env::current_dir().ok();
-        let view = Options {
-            kinds: args.show,
-            top: (args.top > 0).then_some(args.top),
-            min_bytes: args.min_bytes,
-            colour: terminal.colour,
-            width: terminal.width,
-            fds: args.fds,
-            free_sites: !args.no_free_sites,
-            quiet: args.quiet,
-            own_frame: verdict::own_frame,
-            roots: cwd
-                .iter()
-                .chain(&args.source_root)
-                .map(|p| p.to_string_lossy().into_owned())
-                .collect(),
-        };
+        let show = args.report.show;
+        let delivery = Delivery::new(args.report, Stream::Stderr)?;
+        let delivery = delivery.showing(args.fds, !args.no_free_sites, &args.source_root);
         // Other formats carry every record, so every record wants its names.
-        let everything =
-            args.format == Format::Json || outputs.iter().any(|o| o.format() != "text");
-        let named = if everything { Kinds::ALL } else { args.show };
+        let named = if delivery.writes_everything() {
+            Kinds::ALL
+        } else {
+            show
+        };
         Ok(Plan {
             options: RunOptions {
                 argv,
@@ -130,54 +108,13 @@ impl Plan {
                     debuginfod_urls: text_variable("DEBUGINFOD_URLS"),
                     debuginfod_cache: debuginfod_cache(|name| std::env::var_os(name)),
                 },
-                show: args.show.list(),
+                show: show.list(),
                 symbolise: named.list(),
             },
-            view,
-            stderr,
-            outputs,
-            terminal,
-            fail_on: args.fail_on,
-            error_exitcode: args.error_exitcode,
+            delivery,
             gen_suppressions: args.gen_suppressions,
         })
     }
-
-    /// Writes every output, even when an earlier one failed; the first
-    /// failure is told.
-    fn deliver(&self, report: &Report) -> Result<(), Failure> {
-        let plain = Options {
-            colour: false,
-            width: None,
-            ..self.view.clone()
-        };
-        let mut first = Ok(());
-        for output in &self.outputs {
-            first = first.and(output.write(report, &plain));
-        }
-        let mut shown = output::write_all(self.stderr, report, &self.view, io::stderr().lock());
-        if self.gen_suppressions {
-            shown = shown.and_then(|()| {
-                io::stderr()
-                    .lock()
-                    .write_all(ready_suppressions(report, &self.view).as_bytes())
-            });
-        }
-        // Nobody could read that stderr cannot be written.
-        let shown = output::pipe_may_close(shown)
-            .map_err(|e| Failure::own(format!("cannot write the report to stderr: {e}")));
-        first.and(shown)
-    }
-}
-
-fn format_named(name: &str) -> Result<&'static dyn Sink, Failure> {
-    sink_named(name).ok_or_else(|| {
-        let all: Vec<&str> = SINKS.iter().map(|s| s.name()).collect();
-        Failure::own(format!(
-            "there is no format {name}; available: {}",
-            all.join(", ")
-        ))
-    })
 }
 
 /// Reads the files and checks that they can be understood, before anything

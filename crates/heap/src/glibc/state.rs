@@ -16,7 +16,8 @@
 //! pair were the fd and bk of a chunk). `heap_info` at the start of a thread
 //! arena's 64 MiB heap (malloc/arena.c): ar_ptr, prev, size, mprotect_size.
 
-use super::words::{Words, read_words};
+use crate::regions::{Class, Classified};
+use crate::words::{Words, read_words};
 use leakscope_memory::MemoryReader;
 use leakscope_model::{Addr, Range};
 
@@ -24,15 +25,20 @@ use leakscope_model::{Addr, Range};
 const TOP: u64 = 96;
 /// `bins` from the start of `malloc_state`.
 const BINS: u64 = 112;
+/// `fastbinsY` and `system_mem` from the start of `malloc_state`.
+const FASTBINS: u64 = 16;
+const SYSTEM_MEM: u64 = 2184;
+/// Lists of fastbins.
+const FASTBIN_COUNT: u64 = 10;
 /// Size of `malloc_state`.
-const STATE: u64 = 2200;
+pub(super) const STATE: u64 = 2200;
 const PAIRS: usize = 127;
 /// Bins empty in any real arena, and not by chance elsewhere.
 const EMPTY_PAIRS: usize = 20;
 /// Bins that may look wrong: a thread may be stopped inside malloc.
 const BAD_PAIRS: usize = 2;
 /// `HEAP_MAX_SIZE`: thread arenas' heaps are aligned to it.
-pub(super) const ARENA_HEAP: u64 = 64 << 20;
+pub const ARENA_HEAP: u64 = 64 << 20;
 /// Places in one mapping that are tested at most.
 const TESTED: usize = 64;
 /// Module data is read in pieces of this many bytes when looking for bins.
@@ -47,7 +53,7 @@ pub(super) const MIN_CHUNK: u64 = 32;
 const WALK: u32 = 1 << 22;
 
 /// The `malloc_state`s within `range` (module data).
-pub(super) fn main_arenas(memory: &dyn MemoryReader, range: Range) -> Vec<Range> {
+pub fn main_arenas(memory: &dyn MemoryReader, range: Range) -> Vec<Range> {
     let mut found = Vec::new();
     let mut tested = 0;
     let mut at = range.start.0;
@@ -82,7 +88,7 @@ pub(super) fn main_arenas(memory: &dyn MemoryReader, range: Range) -> Vec<Range>
 
 /// Where the memory ends that an arena has from the system: behind its top
 /// chunk, the last one, at the end of a page.
-pub(super) fn top_end(memory: &dyn MemoryReader, arena: Range) -> Option<u64> {
+pub fn top_end(memory: &dyn MemoryReader, arena: Range) -> Option<u64> {
     let word = |at: u64| memory.read_u64(Addr(at)).ok();
     let top = word(arena.start.0.checked_add(TOP)?)?;
     let size = word(top.checked_add(8)?)? & !SIZE_FLAGS;
@@ -146,6 +152,103 @@ fn bins_around(
         .then(|| base + 8 * (lowest + 2 * place) as u64)
 }
 
+/// What an arena says of itself.
+#[derive(Clone, Debug, Default)]
+pub(super) struct State {
+    /// First chunks of its fastbins, 0 for an empty one.
+    pub fastbins: Vec<u64>,
+    /// Bytes it has from the system.
+    pub system_mem: u64,
+}
+
+/// Reads the `malloc_state` at `arena`.
+pub(super) fn read(memory: &dyn MemoryReader, arena: u64) -> Option<State> {
+    let word = |offset: u64| memory.read_u64(Addr(arena.checked_add(offset)?)).ok();
+    let lists = read_words(memory, arena.checked_add(FASTBINS)?, 8 * FASTBIN_COUNT);
+    Some(State {
+        fastbins: lists,
+        system_mem: word(SYSTEM_MEM)?,
+    })
+}
+
+/// What `mp_` (`struct malloc_par`) says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Params {
+    /// Blocks that are mappings of their own.
+    pub mapped: u64,
+    /// Their bytes, whole pages.
+    pub mapped_bytes: u64,
+    /// Where `[heap]`'s chunks begin; 0 before the first.
+    pub sbrk_base: u64,
+}
+
+/// `n_mmaps_max`, unless tuned.
+const MAPPED_MAX: u64 = 65536;
+
+/// Finds `mp_` in the data of the arena's module, by what must be true of
+/// these fields, which have stayed side by side since 2.26:
+///
+/// ```text
+/// int n_mmaps, n_mmaps_max, max_n_mmaps, no_dyn_threshold      since 2.35 an int before them
+/// size_t mmapped_mem, max_mmapped_mem
+/// char *sbrk_base
+/// ```
+pub(super) fn params(
+    memory: &dyn MemoryReader,
+    regions: &[Classified],
+    arena: Range,
+    brk: &[Range],
+) -> Option<Params> {
+    let around = regions.iter().position(|r| r.range.contains(arena.start))?;
+    // The module's data and the zeroed data behind.
+    let data = regions.get(around.saturating_sub(1)..(around + 2).min(regions.len()))?;
+    let mut found = None;
+    for region in data {
+        if !matches!(region.class, Class::Data | Class::Bss) || region.range.len() > PIECE {
+            continue;
+        }
+        let words = read_words(memory, region.range.start.0, region.range.len());
+        for window in words.windows(6) {
+            let fits = params_at(window, brk);
+            // Two that fit are none.
+            if fits.is_some() && found.is_some() {
+                return None;
+            }
+            found = found.or(fits);
+        }
+    }
+    found
+}
+
+fn params_at(words: &[u64], brk: &[Range]) -> Option<Params> {
+    let &[first, second, third, fourth, fifth, sixth] = words else {
+        return None;
+    };
+    let (low, high) = (|word: u64| word & 0xffff_ffff, |word: u64| word >> 32);
+    let aligned = (high(first) == MAPPED_MAX).then(|| {
+        let counts = [low(first), low(second), high(second)];
+        (counts, third, fourth, fifth)
+    });
+    let shifted = (low(second) == MAPPED_MAX && high(third) == 0).then(|| {
+        let counts = [high(first), high(second), low(third)];
+        (counts, fourth, fifth, sixth)
+    });
+    let ([mapped, peak, fixed], mapped_bytes, peak_bytes, sbrk_base) = aligned.or(shifted)?;
+    let in_heap = |heap: &Range| heap.contains(Addr(sbrk_base));
+    let fits = mapped <= peak
+        && peak <= MAPPED_MAX
+        && fixed <= 1
+        && mapped_bytes <= peak_bytes
+        && mapped_bytes.is_multiple_of(4096)
+        && (mapped == 0) == (mapped_bytes == 0)
+        && (sbrk_base == 0 || brk.iter().any(in_heap));
+    fits.then_some(Params {
+        mapped,
+        mapped_bytes,
+        sbrk_base,
+    })
+}
+
 /// The part in use of the thread arena's heap that begins at `start`, when
 /// one does. `start` is a multiple of [`ARENA_HEAP`].
 pub(super) fn arena_heap(memory: &dyn MemoryReader, start: u64) -> Option<Range> {
@@ -172,7 +275,7 @@ pub(super) fn arena_heap(memory: &dyn MemoryReader, start: u64) -> Option<Range>
 
 /// The mapping that glibc made for the block at `block` alone, when its
 /// header says so and the claim holds together.
-pub(super) fn mapped_chunk(words: &mut Words<'_>, block: u64, size: u64) -> Option<Range> {
+pub fn mapped_chunk(words: &mut Words<'_>, block: u64, size: u64) -> Option<Range> {
     let chunk = block.checked_sub(16)?;
     let before = words.at(chunk)?;
     let header = words.at(chunk + 8)?;
@@ -191,7 +294,7 @@ pub(super) fn mapped_chunk(words: &mut Words<'_>, block: u64, size: u64) -> Opti
 }
 
 /// True when chunks lead from the one at `from` exactly to `to`.
-pub(super) fn chunks_lead(words: &mut Words<'_>, from: u64, to: u64) -> bool {
+pub fn chunks_lead(words: &mut Words<'_>, from: u64, to: u64) -> bool {
     let mut at = from;
     for _ in 0..WALK {
         if at >= to {

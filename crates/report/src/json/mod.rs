@@ -10,9 +10,10 @@ mod layout;
 use std::io::{self, Write as _};
 
 use leakscope_model::{
-    Command, Consistency, Coverage, ErrorCode, ErrorRecord, ExitKind, Family, Frame, FreeSiteLine,
-    HeapSummary, KindTotals, Leak, LossKind, LossSummary, MappingLeak, Notice, ProcessReport,
-    Report, RootCounts, SampleEstimate, SuppressionUse, Verdict, VerdictStatus,
+    Command, Consistency, Content, Coverage, ErrorCode, ErrorRecord, ExitKind, Family, Frame,
+    FreeSiteLine, HeapCheck, HeapSummary, KindTotals, Leak, LossKind, LossSummary, MappingLeak,
+    Notice, ProcessReport, Report, Residence, RootCounts, SampleEstimate, SuppressionUse, Verdict,
+    VerdictStatus,
 };
 use serde::ser::{Serialize, Serializer};
 
@@ -156,6 +157,7 @@ struct ProcessShape<'a> {
     argv: &'a [String],
     exit: Option<ExitShape<'a>>,
     heap: HeapShape,
+    residence: Option<ResidenceShape>,
     loss: LossShape,
     leaks: List<'a, Leak, LeakShape<'a>>,
     mappings: List<'a, MappingLeak, MappingShape<'a>>,
@@ -177,6 +179,7 @@ impl<'a> From<&'a ProcessReport> for ProcessShape<'a> {
                 ExitKind::Signal(name) => ExitShape::Signal(name),
             }),
             heap: (&p.heap).into(),
+            residence: p.residence.as_ref().map(ResidenceShape::from),
             loss: (&p.loss).into(),
             leaks: list(&p.leaks),
             mappings: list(&p.mappings),
@@ -200,21 +203,73 @@ enum ExitShape<'a> {
 struct HeapShape {
     live_bytes: u64,
     live_blocks: u64,
-    allocations: u64,
-    frees: u64,
-    allocated_bytes: u64,
-    peak_bytes: u64,
+    allocations: Option<u64>,
+    frees: Option<u64>,
+    allocated_bytes: Option<u64>,
+    peak_bytes: Option<u64>,
 }
 
 impl From<&HeapSummary> for HeapShape {
     fn from(h: &HeapSummary) -> Self {
+        let counted = |n: u64| (!h.uncounted).then_some(n);
         HeapShape {
             live_bytes: h.live_bytes,
             live_blocks: h.live_blocks,
-            allocations: h.allocations,
-            frees: h.frees,
-            allocated_bytes: h.allocated_bytes,
-            peak_bytes: h.peak_bytes,
+            allocations: counted(h.allocations),
+            frees: counted(h.frees),
+            allocated_bytes: counted(h.allocated_bytes),
+            peak_bytes: counted(h.peak_bytes),
+        }
+    }
+}
+
+/// Resident bytes; all but `swap` and `trimmable` add up to `rss`.
+#[derive(serde::Serialize)]
+struct ResidenceShape {
+    rss: u64,
+    reachable: u64,
+    definite: u64,
+    indirect: u64,
+    possible: u64,
+    retained: RetainedShape,
+    allocator: u64,
+    other_anonymous: u64,
+    stacks: u64,
+    files: u64,
+    shared: u64,
+    swap: u64,
+    trimmable: u64,
+}
+
+#[derive(serde::Serialize)]
+struct RetainedShape {
+    caches: u64,
+    fastbins: u64,
+    bins: u64,
+    top: u64,
+}
+
+impl From<&Residence> for ResidenceShape {
+    fn from(r: &Residence) -> Self {
+        ResidenceShape {
+            rss: r.rss,
+            reachable: r.reachable,
+            definite: r.definite,
+            indirect: r.indirect,
+            possible: r.possible,
+            retained: RetainedShape {
+                caches: r.retained.caches,
+                fastbins: r.retained.fastbins,
+                bins: r.retained.bins,
+                top: r.retained.top,
+            },
+            allocator: r.allocator,
+            other_anonymous: r.other_anonymous,
+            stacks: r.stacks,
+            files: r.files,
+            shared: r.shared,
+            swap: r.swap,
+            trimmable: r.trimmable,
         }
     }
 }
@@ -273,6 +328,7 @@ struct LeakShape<'a> {
     lifetime_seconds: Option<f64>,
     lifetime_samples: u64,
     estimate: Option<EstimateShape>,
+    content: Option<ContentShape<'a>>,
 }
 
 impl<'a> From<&'a Leak> for LeakShape<'a> {
@@ -297,6 +353,22 @@ impl<'a> From<&'a Leak> for LeakShape<'a> {
             lifetime_seconds: l.lifetime.map(|t| t.mean_seconds),
             lifetime_samples: l.lifetime.map_or(0, |t| t.samples),
             estimate: l.estimate.as_ref().map(EstimateShape::from),
+            content: l.content.as_ref().map(ContentShape::from),
+        }
+    }
+}
+
+#[derive(serde::Serialize)]
+struct ContentShape<'a> {
+    shape: &'a str,
+    preview_hex: String,
+}
+
+impl<'a> From<&'a Content> for ContentShape<'a> {
+    fn from(c: &'a Content) -> Self {
+        ContentShape {
+            shape: &c.shape,
+            preview_hex: c.preview.iter().map(|b| format!("{b:02x}")).collect(),
         }
     }
 }
@@ -417,6 +489,30 @@ struct CoverageShape {
     scanned_block_bytes: u64,
     roots: RootsShape,
     reachability: bool,
+    heap_check: Option<HeapCheckShape>,
+}
+
+#[derive(serde::Serialize)]
+struct HeapCheckShape {
+    arenas: u64,
+    heaps: u64,
+    mapped_blocks: u64,
+    unwalked_bytes: u64,
+    agrees: bool,
+    looks: u64,
+}
+
+impl From<HeapCheck> for HeapCheckShape {
+    fn from(c: HeapCheck) -> Self {
+        HeapCheckShape {
+            arenas: c.arenas,
+            heaps: c.heaps,
+            mapped_blocks: c.mapped_blocks,
+            unwalked_bytes: c.unwalked_bytes,
+            agrees: c.agrees,
+            looks: c.looks,
+        }
+    }
 }
 
 impl From<&Coverage> for CoverageShape {
@@ -435,6 +531,7 @@ impl From<&Coverage> for CoverageShape {
             scanned_block_bytes: c.scanned_block_bytes,
             roots: (&c.roots).into(),
             reachability: c.reachability,
+            heap_check: c.heap_check.map(HeapCheckShape::from),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use leakscope_model::{Leak, LossKind, MappingLeak, ProcessReport, quantity};
+use leakscope_model::{Content, Leak, LossKind, MappingLeak, ProcessReport, quantity};
 
 use super::page::Page;
 use super::stack;
@@ -11,6 +11,8 @@ use crate::{Options, duration, escape};
 
 /// Free sites shown for a record; more of them are summed up by their shares.
 const FREE_SITES: usize = 3;
+/// Rows of 16 bytes shown of a block.
+const PREVIEW_ROWS: usize = 4;
 /// Members of a cycle that are named.
 const CYCLE_MEMBERS: usize = 6;
 
@@ -98,6 +100,9 @@ fn record(
     if leak.cycle {
         cycle(page, leak)?;
     }
+    if let Some(content) = &leak.content {
+        return holds(page, leak, content);
+    }
     stack::write(page, 4, &leak.stack, options)?;
     freed_by(page, leak, options)
 }
@@ -114,6 +119,30 @@ fn whole(process: &ProcessReport, leak: &Leak) -> (u64, &'static str) {
             (lost.iter().fold(0, sum), "lost")
         }
     }
+}
+
+/// What blocks hold that have no call stack.
+fn holds(page: &mut Page<'_>, leak: &Leak, content: &Content) -> io::Result<()> {
+    page.paragraph(4, 6, &format!("holds: {}", escape(&content.shape)))?;
+    let examples: Vec<String> = leak.addresses.iter().map(|a| a.to_string()).collect();
+    let more = if leak.blocks > examples.len() as u64 {
+        ", …"
+    } else {
+        ""
+    };
+    page.paragraph(4, 6, &format!("at: {}{more}", examples.join(", ")))?;
+    for (i, row) in content.preview.chunks(16).take(PREVIEW_ROWS).enumerate() {
+        let hex: Vec<String> = row.iter().map(|b| format!("{b:02x}")).collect();
+        let (low, high) = hex.split_at(hex.len().min(8));
+        let printable = |b: &u8| b.is_ascii_graphic() || *b == b' ';
+        let text: String = row
+            .iter()
+            .map(|b| if printable(b) { char::from(*b) } else { '.' })
+            .collect();
+        let line = format!("{:<23}  {:<23}  |{text}|", low.join(" "), high.join(" "));
+        page.line(&page.paint.dim(&format!("      +{:02x}  {line}", 16 * i)))?;
+    }
+    Ok(())
 }
 
 fn cycle(page: &mut Page<'_>, leak: &Leak) -> io::Result<()> {

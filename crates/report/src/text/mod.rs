@@ -86,6 +86,10 @@ fn section(
         return process::notices(page, process);
     }
     process::summary(page, process)?;
+    if let Some(residence) = &process.residence {
+        page.blank()?;
+        process::residence(page, residence)?;
+    }
     leaks::records(page, process, options)?;
     leaks::mappings(page, process, options)?;
     errors::wrong_frees(page, process, options)?;

@@ -1,7 +1,8 @@
 //! The last line: one thing to do next.
 
 use leakscope_model::{
-    ErrorCode, ErrorRecord, Frame, Leak, LossKind, MappingLeak, ProcessReport, Report, quantity,
+    ErrorCode, ErrorRecord, Frame, Leak, LossKind, MappingLeak, ProcessReport, Report,
+    VerdictStatus, quantity,
 };
 
 use super::process::is_unrecorded;
@@ -51,6 +52,17 @@ pub(super) fn advice(report: &Report, options: &Options) -> String {
             process.pid
         );
     }
+    if let Some(process) = processes().find(|p| p.heap.uncounted && !p.coverage.reachability) {
+        return format!(
+            "start the program with 'leakscope run' to record what process {} hides",
+            process.pid
+        );
+    }
+    if report.verdict.status == VerdictStatus::Retained {
+        return "nothing leaks; malloc_trim(0), a lower M_TRIM_THRESHOLD, or fewer arenas \
+                (MALLOC_ARENA_MAX) would make the process smaller"
+            .to_owned();
+    }
     let unjudged = || processes().filter(|p| !p.coverage.reachability);
     if let Some(process) = unjudged().find(|p| !is_unrecorded(p)) {
         return not_judged(process, options);
@@ -86,6 +98,16 @@ fn wrong_free(error: &ErrorRecord, options: &Options) -> String {
 }
 
 fn lost(leak: &Leak, options: &Options) -> String {
+    if let Some(content) = &leak.content {
+        let what = match &leak.type_name {
+            Some(name) => format!("objects of type {}", escape(name)),
+            None => format!("blocks ({})", escape(&content.shape)),
+        };
+        return format!(
+            "find who should have released these {what}; to see who allocates them, start the \
+             program with 'leakscope run'"
+        );
+    }
     let Some(frame) = (options.own_frame)(&leak.stack) else {
         return "no call stack was recorded for the largest loss; see the notices".to_owned();
     };

@@ -2,7 +2,9 @@
 
 use std::io;
 
-use leakscope_model::{Consistency, ExitKind, KindTotals, ProcessReport, quantity};
+use leakscope_model::{
+    Consistency, ExitKind, HeapCheck, KindTotals, ProcessReport, Residence, quantity,
+};
 
 use super::page::Page;
 use crate::{duration, escape};
@@ -25,6 +27,7 @@ pub(super) fn header(
     let end = match &process.exit {
         Some(ExitKind::Code(code)) => format!("exited with status {code}"),
         Some(ExitKind::Signal(signal)) => format!("killed by {}", escape(signal)),
+        None if process.heap.uncounted => "running".to_owned(),
         None => "still running, or replaced by exec".to_owned(),
     };
     page.paragraph(0, 2, &format!("{name} {}{child}, {end}", command(process)))
@@ -134,6 +137,17 @@ pub(super) fn summary(page: &mut Page<'_>, process: &ProcessReport) -> io::Resul
 /// Heap totals.
 pub(super) fn heap(page: &mut Page<'_>, process: &ProcessReport) -> io::Result<()> {
     let heap = &process.heap;
+    if heap.uncounted {
+        return page.paragraph(
+            0,
+            2,
+            &format!(
+                "Heap: {} in {} live (usable bytes)",
+                quantity::bytes(heap.live_bytes),
+                quantity::counted(heap.live_blocks, "block"),
+            ),
+        );
+    }
     page.paragraph(
         0,
         2,
@@ -149,6 +163,93 @@ pub(super) fn heap(page: &mut Page<'_>, process: &ProcessReport) -> io::Result<(
     )
 }
 
+/// Where the resident set is, largest part first.
+pub(super) fn residence(page: &mut Page<'_>, residence: &Residence) -> io::Result<()> {
+    let r = residence;
+    let retained = &r.retained;
+    let mut parts = vec![
+        ("blocks still reachable", r.reachable),
+        ("blocks definitely lost", r.definite),
+        ("blocks indirectly lost", r.indirect),
+        ("blocks possibly lost", r.possible),
+        ("free, kept by malloc", retained.total()),
+        ("malloc's own tables", r.allocator),
+        ("other anonymous memory", r.other_anonymous),
+        ("stacks", r.stacks),
+        ("files and code", r.files),
+        ("shared memory", r.shared),
+    ];
+    parts.retain(|(_, bytes)| *bytes > 0);
+    parts.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
+    let width = parts
+        .iter()
+        .map(|(_, bytes)| quantity::bytes(*bytes).len())
+        .chain([quantity::bytes(r.rss).len()])
+        .max()
+        .unwrap_or(0);
+    let head = page.paint.bold("Resident set");
+    page.line(&format!(
+        "{head}{:16}{:>width$}",
+        "",
+        quantity::bytes(r.rss)
+    ))?;
+    for (name, bytes) in parts {
+        let share = quantity::percent(bytes, r.rss);
+        let row = format!(
+            "  {name:<24}  {:>width$}  {share:>6}",
+            quantity::bytes(bytes)
+        );
+        let row = match name {
+            "blocks definitely lost" | "blocks indirectly lost" => page.paint.alarm(&row),
+            "blocks possibly lost" => page.paint.warn(&row),
+            _ => row,
+        };
+        page.line(&row)?;
+    }
+    if retained.total() > 0 {
+        page.paragraph(
+            2,
+            4,
+            &format!(
+                "malloc keeps {} in bins, {} in threads' caches, {} in fastbins and {} at the top \
+                 of heaps; malloc_trim(3) would give back about {}",
+                quantity::bytes(retained.bins),
+                quantity::bytes(retained.caches),
+                quantity::bytes(retained.fastbins),
+                quantity::bytes(retained.top),
+                quantity::bytes(r.trimmable),
+            ),
+        )?;
+    }
+    if r.swap > 0 {
+        page.line(&format!(
+            "  swapped out besides: {}",
+            quantity::bytes(r.swap)
+        ))?;
+    }
+    Ok(())
+}
+
+/// How the blocks were found.
+fn walked(check: &HeapCheck) -> String {
+    let agrees = if check.agrees {
+        "all sums agree with malloc's own"
+    } else {
+        "sums differ from malloc's own"
+    };
+    let mut heaps = quantity::counted(check.heaps, "heap");
+    if check.mapped_blocks > 0 {
+        heaps += &format!(
+            " and {}",
+            quantity::counted(check.mapped_blocks, "mapped block")
+        );
+    }
+    format!(
+        "{heaps} of {} walked, {agrees}",
+        quantity::counted(check.arenas, "arena")
+    )
+}
+
 /// What was seen and what was not.
 pub(super) fn coverage(page: &mut Page<'_>, process: &ProcessReport) -> io::Result<()> {
     let c = &process.coverage;
@@ -158,6 +259,7 @@ pub(super) fn coverage(page: &mut Page<'_>, process: &ProcessReport) -> io::Resu
             "one allocation sampled about every {}: sizes and counts are estimates",
             quantity::bytes(every)
         )),
+        None if process.heap.uncounted => clauses.extend(c.heap_check.as_ref().map(walked)),
         None if c.dropped_events == 0 => clauses.push("every allocation recorded".to_owned()),
         None => {}
     }

@@ -2,10 +2,10 @@
 //! prints. Counts are primes, so that no number stands for another by chance.
 
 use leakscope_model::{
-    Addr, Command, Consistency, Coverage, ErrorCode, ErrorRecord, ExitKind, Family, Frame,
-    FreeSiteLine, HeapSummary, KindTotals, Leak, Lifetime, LossKind, LossSummary, MappingLeak,
-    Notice, ProcessReport, Report, RootCounts, SampleEstimate, SuppressionUse, Verdict,
-    VerdictStatus,
+    Addr, Command, Consistency, Content, Coverage, ErrorCode, ErrorRecord, ExitKind, Family, Frame,
+    FreeSiteLine, HeapCheck, HeapSummary, KindTotals, Leak, Lifetime, LossKind, LossSummary,
+    MappingLeak, Notice, ProcessReport, Report, Residence, Retained, RootCounts, SampleEstimate,
+    SuppressionUse, Verdict, VerdictStatus,
 };
 
 /// Where the sample programs' sources lie.
@@ -19,6 +19,7 @@ pub fn all() -> Vec<(&'static str, Report)> {
         ("killed", killed()),
         ("family", family()),
         ("sampled", sampled()),
+        ("checked", checked()),
         ("hostile", hostile()),
     ]
 }
@@ -87,6 +88,7 @@ fn leak(id: &str, kind: LossKind, bytes: u64, blocks: u64, stack: Vec<Frame>) ->
         free_sites: Vec::new(),
         lifetime: None,
         estimate: None,
+        content: None,
     }
 }
 
@@ -107,6 +109,7 @@ fn coverage() -> Coverage {
             threads: 3,
         },
         reachability: true,
+        heap_check: None,
     }
 }
 
@@ -118,6 +121,7 @@ fn process(pid: u32, argv: &[&str]) -> ProcessReport {
         argv: argv.iter().map(|&a| a.to_owned()).collect(),
         exit: Some(ExitKind::Code(0)),
         heap: HeapSummary {
+            uncounted: false,
             live_bytes: 76_913,
             live_blocks: 29,
             allocations: 15_485_863,
@@ -125,6 +129,7 @@ fn process(pid: u32, argv: &[&str]) -> ProcessReport {
             allocated_bytes: 982_451_653,
             peak_bytes: 1_299_709,
         },
+        residence: None,
         loss: LossSummary {
             reachable: totals(72_704, 2),
             ..LossSummary::default()
@@ -400,6 +405,76 @@ pub fn sampled() -> Report {
         "Leaking: about 1.0 MiB in 8,209 blocks definitely lost, from cache::insert (cache.cpp:61).",
         vec![p],
     )
+}
+
+/// A running process that nobody prepared.
+pub fn checked() -> Report {
+    let mut p = process(4_013, &["httpd", "--fast"]);
+    p.exit = None;
+    p.heap = HeapSummary {
+        uncounted: true,
+        live_bytes: 7_368_787,
+        live_blocks: 6_563,
+        ..HeapSummary::default()
+    };
+    p.residence = Some(Residence {
+        rss: 33_554_467,
+        swap: 12_289,
+        reachable: 7_300_027,
+        definite: 6_007,
+        indirect: 75_029,
+        possible: 1_009,
+        retained: Retained {
+            caches: 4_001,
+            fastbins: 211,
+            bins: 14_000_029,
+            top: 131_071,
+        },
+        allocator: 2_203,
+        other_anonymous: 1_000_003,
+        stacks: 20_011,
+        files: 11_013_863,
+        shared: 1_003,
+        trimmable: 13_999_981,
+    });
+    p.loss = LossSummary {
+        definite: totals(6_007, 101),
+        indirect: totals(75_029, 1_009),
+        possible: totals(1_009, 1),
+        reachable: totals(7_286_742, 5_452),
+        ..LossSummary::default()
+    };
+    let content = |shape: &str, preview: &[u8]| {
+        Some(Content {
+            shape: shape.to_owned(),
+            preview: preview.to_vec(),
+        })
+    };
+    let mut sessions = leak("5eed-d", LossKind::Definite, 6_007, 101, Vec::new());
+    sessions.type_name = Some("http::Session".to_owned());
+    sessions.indirect = totals(75_029, 1_009);
+    sessions.addresses = (0..5).map(|i| Addr(0x5555_5555_92a0 + 64 * i)).collect();
+    let mut bytes = vec![0x48, 0xdd, 0x28, 0x5f, 0x40, 0x56, 0, 0];
+    bytes.extend(b"session 4711\x1b[31m");
+    sessions.content = content("object with virtual functions", &bytes);
+    let mut text = leak("7e87-p", LossKind::Possible, 1_009, 1, Vec::new());
+    text.content = content("text, 1009 bytes", b"");
+    p.leaks = vec![sessions, text];
+    p.coverage.heap_check = Some(HeapCheck {
+        arenas: 3,
+        heaps: 5,
+        mapped_blocks: 7,
+        unwalked_bytes: 0,
+        agrees: true,
+        looks: 1,
+    });
+    let sentence = "Leaking: 5.9 KiB in 101 blocks definitely lost and 73.3 KiB in 1,009 blocks \
+                    indirectly, 1009 bytes in 1 block possibly lost, all in objects of type \
+                    http::Session.";
+    Report {
+        command: Command::Check,
+        ..report(VerdictStatus::Leaking, sentence, vec![p])
+    }
 }
 
 /// Everything the target can name tries to talk to the terminal.

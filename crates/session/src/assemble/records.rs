@@ -316,6 +316,7 @@ fn leak(
         free_sites,
         lifetime,
         estimate: record.estimate,
+        content: None,
     }
 }
 

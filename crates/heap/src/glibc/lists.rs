@@ -1,0 +1,249 @@
+//! Lists of free chunks that look used: thread caches and fastbins.
+//!
+//! ```text
+//! tcache_perthread_struct      counts            lists        chunk
+//!   2.26 to 2.29               64 of one byte    64           0x250
+//!   2.30 to 2.41               64 of two bytes   64           0x290
+//!   from 2.42                  76 of two bytes   76           0x300
+//! ```
+//! From 2.42 the counts tell how many chunks more there is room for. The first
+//! word of a free chunk names the next: of a cache by its user's address, of a
+//! fastbin by the chunk's; mangled with the word's own address since 2.32
+//! ("safe-linking").
+
+use super::segments::{Found, Free, FreePlace, Segment};
+use super::{Heaps, state};
+use crate::words::read_words;
+use leakscope_memory::MemoryReader;
+use leakscope_model::{Addr, Range, ThreadState};
+use std::collections::{HashMap, HashSet};
+
+/// Chunks in a bin of a cache, unless tuned.
+const CACHED: usize = 7;
+/// Chunks in a bin of a cache at most: the counts have two bytes.
+const MOST_CACHED: usize = 1 << 16;
+/// Bytes below the thread control block that hold glibc's own thread-local
+/// variables, the cache's address among them.
+const STATIC_TLS: u64 = 4096;
+/// From a chunk to its user's address.
+const HEADER: u64 = 16;
+
+/// The shape of a cache, by the usable size of its chunk.
+struct Shape {
+    bins: usize,
+    /// Bytes of a count.
+    width: u64,
+    /// Counts tell the room left.
+    counts_room: bool,
+}
+
+fn shape(usable: u64) -> Option<Shape> {
+    let (bins, width, counts_room) = match usable {
+        0x248 => (64, 1, false),
+        0x288 => (64, 2, false),
+        0x2f8 => (76, 2, true),
+        _ => return None,
+    };
+    Some(Shape {
+        bins,
+        width,
+        counts_room,
+    })
+}
+
+/// Moves what is in such lists from the blocks to the free chunks, and takes
+/// the caches themselves out.
+pub(super) fn take_out(
+    memory: &dyn MemoryReader,
+    threads: &[ThreadState],
+    arenas: &[Range],
+    heaps: &mut Heaps,
+) {
+    let (mut free, caches, broken) = find(memory, threads, arenas, heaps);
+    heaps.caches = caches.len() as u32;
+    heaps.broken_lists = broken;
+    if free.is_empty() && caches.is_empty() {
+        return;
+    }
+    for segment in &mut heaps.segments {
+        let moved = &mut segment.free;
+        segment.blocks.retain(|block| {
+            if let Some(place) = free.remove(&block.addr) {
+                let chunk = block.addr - HEADER;
+                moved.push(Free {
+                    chunk: Range::new(chunk, chunk + block.size + 8),
+                    place,
+                });
+                return false;
+            }
+            !caches.contains(&block.addr)
+        });
+        moved.sort_unstable_by_key(|free| free.chunk.start);
+    }
+}
+
+/// User's addresses of free chunks, of caches, and how many lists broke off.
+fn find(
+    memory: &dyn MemoryReader,
+    threads: &[ThreadState],
+    arenas: &[Range],
+    heaps: &Heaps,
+) -> (HashMap<u64, FreePlace>, HashSet<u64>, u32) {
+    let is_block = |addr: u64| block(&heaps.segments, addr).is_some();
+    let mut free = HashMap::new();
+    let mut broken = 0;
+    let from_threads: HashSet<u64> = threads
+        .iter()
+        .filter(|t| t.tcb.0 > STATIC_TLS)
+        .flat_map(|t| {
+            // The first thread's may begin the mapping.
+            let region = memory.map().find(t.tcb).map_or(0, |r| r.range.start.0);
+            let low = (t.tcb.0 - STATIC_TLS).max(region);
+            read_words(memory, low, t.tcb.0 - low)
+        })
+        .collect();
+    let first: HashSet<u64> = heaps
+        .segments
+        .iter()
+        .filter_map(|segment| Some(segment.blocks.first()?.addr))
+        .collect();
+    let mut caches = HashSet::new();
+    let blocks = heaps.segments.iter().flat_map(|s| &s.blocks);
+    for cache in blocks.filter(|found| shape(found.size).is_some()) {
+        // The first thing that malloc makes in an arena is its thread's cache.
+        let sure = from_threads.contains(&cache.addr) || first.contains(&cache.addr);
+        match in_cache(memory, *cache, sure, &is_block) {
+            Some(chunks) if sure || !chunks.is_empty() => {
+                caches.insert(cache.addr);
+                free.extend(chunks.into_iter().map(|at| (at, FreePlace::Cache)));
+            }
+            None if sure => {
+                caches.insert(cache.addr);
+                broken += 1;
+            }
+            _ => {}
+        }
+    }
+    let thread_arenas = heaps.segments.iter().map(|s| s.arena);
+    let mut all: Vec<u64> = arenas
+        .iter()
+        .map(|a| a.start.0)
+        .chain(thread_arenas)
+        .collect();
+    all.sort_unstable();
+    all.dedup();
+    for state in all.iter().filter_map(|at| state::read(memory, *at)) {
+        for first in state.fastbins.iter().filter(|first| **first != 0) {
+            let mut list = HashSet::new();
+            let link = Link {
+                first: first.wrapping_add(HEADER),
+                shift: HEADER,
+                most: usize::MAX,
+            };
+            if !link.follow(memory, &is_block, &mut list) {
+                broken += 1;
+            }
+            free.extend(list.into_iter().map(|at| (at, FreePlace::Fastbin)));
+        }
+    }
+    (free, caches, broken)
+}
+
+fn block(segments: &[Segment], addr: u64) -> Option<&Found> {
+    let at = segments.partition_point(|s| s.range.end.0 <= addr);
+    let blocks = &segments.get(at)?.blocks;
+    let at = blocks.binary_search_by_key(&addr, |found| found.addr);
+    blocks.get(at.ok()?)
+}
+
+/// User's addresses of the chunks in the thread cache that the block `cache`
+/// holds; `None` when it is no cache, or is being changed.
+fn in_cache(
+    memory: &dyn MemoryReader,
+    cache: Found,
+    sure: bool,
+    is_block: &dyn Fn(u64) -> bool,
+) -> Option<HashSet<u64>> {
+    let Shape {
+        bins,
+        width,
+        counts_room,
+    } = shape(cache.size)?;
+    let counted = bins as u64 * width;
+    let words = read_words(memory, cache.addr, counted + 8 * bins as u64);
+    let (counts, lists) = words.split_at_checked((counted / 8) as usize)?;
+    let count = |bin: usize| {
+        let bit = bin as u64 * width * 8;
+        let word = counts.get((bit / 64) as usize).copied().unwrap_or(0);
+        ((word >> (bit % 64)) & ((1 << (width * 8)) - 1)) as usize
+    };
+    let most = if sure { MOST_CACHED } else { CACHED };
+    let mut all = HashSet::new();
+    let mut room = None;
+    for (bin, head) in lists.iter().enumerate() {
+        let before = all.len();
+        let link = Link {
+            first: *head,
+            shift: 0,
+            most,
+        };
+        if *head != 0 && !link.follow(memory, is_block, &mut all) {
+            return None;
+        }
+        let length = all.len() - before;
+        if !counts_room {
+            if length != count(bin) {
+                return None;
+            }
+        // All lists have the same room in all.
+        } else if *room.get_or_insert(length + count(bin)) != length + count(bin) {
+            return None;
+        }
+    }
+    // A block of zeros is no cache.
+    (sure || room.is_none_or(|room| room == CACHED)).then_some(all)
+}
+
+/// A list of free chunks.
+struct Link {
+    /// User's address of the first.
+    first: u64,
+    /// From what a link names to a user's address.
+    shift: u64,
+    /// Most chunks that it may have.
+    most: usize,
+}
+
+impl Link {
+    /// Follows it; false when it breaks off, turns back or is too long.
+    fn follow(
+        &self,
+        memory: &dyn MemoryReader,
+        is_block: &dyn Fn(u64) -> bool,
+        into: &mut HashSet<u64>,
+    ) -> bool {
+        let mut at = self.first;
+        for _ in 0..self.most {
+            if !is_block(at) || !into.insert(at) {
+                return false;
+            }
+            let Ok(word) = memory.read_u64(Addr(at)) else {
+                return false;
+            };
+            let plain = word;
+            let demangled = word ^ at >> 12;
+            let ends = |word: u64| word == 0;
+            let leads = |word: u64| is_block(word.wrapping_add(self.shift));
+            at = if ends(demangled) || ends(plain) {
+                return true;
+            } else if leads(demangled) {
+                demangled.wrapping_add(self.shift)
+            } else if leads(plain) {
+                plain.wrapping_add(self.shift)
+            } else {
+                return false;
+            };
+        }
+        false
+    }
+}

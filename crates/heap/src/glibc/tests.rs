@@ -1,0 +1,354 @@
+use super::*;
+use leakscope_model::Addr;
+use leakscope_testkit::FakeMemory;
+
+const BREAK: u64 = 0x5555_5555_9000;
+const END: u64 = BREAK + 0x4000;
+const LIBC: u64 = 0x7fff_0000_0000;
+const ARENA: u64 = LIBC + 0x1c60;
+const PARAMS: u64 = LIBC + 0x1380;
+const TLS: u64 = 0x7ffe_f000_0000;
+/// Less than a page behind the beginning of its mapping.
+const TCB: u64 = TLS + 0x740;
+const MAPPED: u64 = 0x7ffd_0000_0000;
+
+/// A process whose `[heap]` is written chunk by chunk.
+struct Process {
+    memory: FakeMemory,
+    at: u64,
+    top: u64,
+    system_mem: u64,
+    threads: Vec<ThreadState>,
+}
+
+impl Process {
+    /// With the chunks of these sizes and flags, from [`BREAK`]; the last is
+    /// the top, and ends at [`END`].
+    fn new(headers: &[u64]) -> (Process, Vec<u64>) {
+        let mut memory = FakeMemory::new();
+        memory
+            .region(BREAK, END - BREAK, "rw-p", "[heap]")
+            .region(MAPPED, 0x10_0000, "rw-p", "")
+            .region(TLS, 0x3000, "rw-p", "")
+            .region(LIBC, 0x1000, "r-xp", "/lib/libc.so.6")
+            .region(LIBC + 0x1000, 0x4000, "rw-p", "/lib/libc.so.6");
+        let mut process = Process {
+            memory,
+            at: BREAK,
+            top: 0,
+            system_mem: END - BREAK,
+            threads: vec![ThreadState {
+                tid: 7,
+                tcb: Addr(TCB),
+                ..ThreadState::default()
+            }],
+        };
+        let users = headers.iter().map(|h| process.chunk(*h)).collect();
+        let rest = (END - process.at) | 1;
+        process.top = process.at;
+        process.memory.words(process.at + 8, &[rest]);
+        (process, users)
+    }
+
+    fn chunk(&mut self, header: u64) -> u64 {
+        self.memory.words(self.at + 8, &[header]);
+        let user = self.at + 16;
+        self.at += header & !7;
+        user
+    }
+
+    /// Writes `main_arena`, all bins empty, and `mp_`.
+    fn arena(&mut self, fastbins: &[u64], mapped: (u64, u64)) -> &mut Process {
+        for bin in 0..127 {
+            let pair = ARENA + 112 + 16 * bin;
+            self.memory.words(pair, &[pair - 16, pair - 16]);
+        }
+        self.memory
+            .words(ARENA + 16, fastbins)
+            .words(ARENA + 96, &[self.top])
+            .words(ARENA + 2160, &[ARENA])
+            .words(ARENA + 2184, &[self.system_mem, self.system_mem])
+            .words(
+                PARAMS,
+                &[mapped.0 | 65536 << 32, 9, mapped.1, mapped.1 + 4096, BREAK],
+            );
+        self
+    }
+
+    /// Makes the block at `user` the thread's cache: bins and their chunks.
+    fn cache(&mut self, user: u64, bins: &[(u64, &[u64])]) -> &mut Process {
+        self.memory.words(TCB - 0x48, &[user]);
+        for (bin, chunks) in bins {
+            let word = user + 2 * bin / 8 * 8;
+            let old = self.memory.read_u64(Addr(word)).unwrap();
+            let count = (chunks.len() as u64) << (16 * (bin % 4));
+            self.memory.words(word, &[old | count]);
+            self.memory.words(user + 128 + 8 * bin, &[chunks[0]]);
+            self.list(chunks, 0);
+        }
+        self
+    }
+
+    /// Links chunks by safe-linking; `shift` from what is named to the user.
+    fn list(&mut self, users: &[u64], shift: u64) {
+        for (i, at) in users.iter().enumerate() {
+            let next = users.get(i + 1).map_or(0, |next| next - shift);
+            self.memory.words(*at, &[at >> 12 ^ next]);
+        }
+    }
+
+    fn walk(&self) -> Heaps {
+        walk(&self.memory, &self.threads)
+    }
+}
+
+fn blocks(heaps: &Heaps) -> Vec<u64> {
+    let blocks = heaps.segments.iter().flat_map(|s| &s.blocks);
+    blocks.map(|found| found.addr).collect()
+}
+
+fn places(heaps: &Heaps) -> Vec<(u64, FreePlace)> {
+    let free = heaps.segments.iter().flat_map(|s| &s.free);
+    free.map(|f| (f.chunk.start.0 + 16, f.place)).collect()
+}
+
+#[test]
+fn every_chunk_is_a_block_or_free_once() {
+    // Cache, block, cached, fastbin, block, bin, block, fastbin, cached, top.
+    let headers = [0x291, 0x31, 0x41, 0x31, 0x51, 0x91, 0x60, 0x31, 0x41];
+    let (mut process, users) = Process::new(&headers);
+    process
+        .cache(users[0], &[(2, &[users[8], users[2]])])
+        .list(&[users[7], users[3]], 16);
+    process.arena(&[users[7] - 16], (0, 0));
+    let heaps = process.walk();
+    assert_eq!(blocks(&heaps), [users[1], users[4], users[6]]);
+    use FreePlace::{Bin, Cache, Fastbin, Top};
+    assert_eq!(
+        places(&heaps),
+        [
+            (users[2], Cache),
+            (users[3], Fastbin),
+            (users[5], Bin),
+            (users[7], Fastbin),
+            (users[8], Cache),
+            (process.top + 16, Top),
+        ]
+    );
+    assert_eq!(heaps.caches, 1);
+    assert!(heaps.is_consistent(), "{heaps:?}");
+    assert_eq!(heaps.arenas[0].said, heaps.arenas[0].found);
+    let sizes: Vec<u64> = heaps.segments[0].blocks.iter().map(|b| b.size).collect();
+    assert_eq!(sizes, [0x28, 0x48, 0x58]);
+}
+
+#[test]
+fn an_empty_cache_is_known_by_its_thread() {
+    let (mut process, users) = Process::new(&[0x291, 0x291, 0x31]);
+    process.cache(users[0], &[]).arena(&[0], (0, 0));
+    // The other one of that size is a block of zeros.
+    assert_eq!(blocks(&process.walk()), [users[1], users[2]]);
+    // Or by being the first.
+    process.threads.clear();
+    assert_eq!(blocks(&process.walk()), [users[1], users[2]]);
+    process.memory.words(users[0], &[1]);
+    assert_eq!(process.walk().broken_lists, 1);
+}
+
+#[test]
+fn a_cache_without_its_thread_is_known_by_its_lists() {
+    let (mut process, users) = Process::new(&[0x21, 0x291, 0x41, 0x41, 0x41]);
+    process.cache(users[1], &[(2, &[users[2], users[4]])]);
+    process.arena(&[0], (0, 0)).threads.clear();
+    assert_eq!(blocks(&process.walk()), [users[0], users[3]]);
+    // A count that does not fit: no cache, and nothing is free.
+    process.memory.words(users[1], &[5 << 32]);
+    assert_eq!(blocks(&process.walk()).len(), 5);
+}
+
+#[test]
+fn lists_may_be_plain_as_before_2_32_and_circles_end() {
+    let (mut process, users) = Process::new(&[0x291, 0x41, 0x41, 0x41]);
+    process.cache(users[0], &[(2, &[users[1], users[3]])]);
+    process.arena(&[0], (0, 0));
+    process.memory.words(users[1], &[users[3]]);
+    process.memory.words(users[3], &[0]);
+    assert_eq!(blocks(&process.walk()), [users[2]]);
+    process.memory.words(users[3], &[users[1]]);
+    let heaps = process.walk();
+    assert_eq!(heaps.broken_lists, 1);
+    assert!(!heaps.is_consistent());
+    // The cache is none of the program's blocks all the same.
+    assert_eq!(blocks(&heaps), users[1..]);
+}
+
+#[test]
+fn the_cache_of_2_42_counts_the_room_left() {
+    let (mut process, users) = Process::new(&[0x301, 0x41, 0x41, 0x41]);
+    let (cache, list) = (users[0], [users[3], users[1]]);
+    process.memory.words(TCB - 0x48, &[cache]);
+    process.memory.words(cache, &[0x0007_0007_0007_0007; 19]);
+    process.memory.words(cache, &[0x0007_0005_0007_0007]);
+    process.memory.words(cache + 152 + 16, &[list[0]]);
+    process.list(&list, 0);
+    process.arena(&[0], (0, 0));
+    assert_eq!(blocks(&process.walk()), [users[2]]);
+    // Two lists do not agree on the room.
+    process.memory.words(cache, &[0x0007_0006_0007_0007]);
+    assert_eq!(process.walk().broken_lists, 1);
+}
+
+#[test]
+fn an_arena_that_has_more_than_was_found_is_told() {
+    let (mut process, _) = Process::new(&[0x291, 0x31]);
+    process.system_mem += 0x21000;
+    let heaps = process.arena(&[0], (0, 0)).walk();
+    assert!(!heaps.is_consistent());
+    assert_eq!(heaps.arenas[0].said - heaps.arenas[0].found, 0x21000);
+}
+
+#[test]
+fn a_heap_in_disorder_is_told_and_not_guessed() {
+    let (mut process, users) = Process::new(&[0x291, 0x31, 0x31]);
+    process.memory.words(users[1] - 8, &[0x7ff1]);
+    let heaps = process.arena(&[0], (0, 0)).walk();
+    assert_eq!(heaps.unwalked, [Range::new(BREAK, END)]);
+    assert!(blocks(&heaps).is_empty());
+}
+
+#[test]
+fn mapped_blocks_side_by_side_and_aligned() {
+    let (mut process, _) = Process::new(&[0x291]);
+    // The kernel joined them to one mapping: plain, aligned to 64 and 4096,
+    // and in the middle something else.
+    let at = MAPPED;
+    process
+        .memory
+        .words(at, &[0, 0x3000 | 2])
+        .words(at + 0x3000 + 48, &[48, (0x2000 - 48) | 2])
+        .words(at + 0x5000 + 0xff0, &[0xff0, 0x2010 | 2])
+        .words(at + 0x9000, &[0, 0x1000 | 2]);
+    let sizes = [0x3000, 0x2000, 0x3000, 0x1000];
+    process.arena(&[0], (4, sizes.iter().sum()));
+    let heaps = process.walk();
+    assert_eq!(heaps.said_mapped, Some((4, 0x9000)));
+    let found: Vec<(u64, u64)> = heaps.mapped.iter().map(|(_, f)| (f.addr, f.size)).collect();
+    assert_eq!(
+        found,
+        [
+            (at + 16, 0x2ff0),
+            (at + 0x3040, 0x1fc0),
+            (at + 0x6000, 0x2000),
+            (at + 0x9010, 0xff0),
+        ]
+    );
+    assert!(heaps.is_consistent());
+    // The same as glibc has it since 2.35.
+    process.arena(&[0], (4, 0x9000)).memory.words(
+        PARAMS,
+        &[4 << 32, 65536 | 9 << 32, 1, 0x9000, 0xa000, BREAK],
+    );
+    assert_eq!(process.walk().said_mapped, Some((4, 0x9000)));
+    // None, says the allocator: then what looks like one is the program's.
+    process.arena(&[0], (0, 0));
+    assert!(process.walk().mapped.is_empty());
+    // One more than there are: those that are certain stay.
+    process.arena(&[0], (5, 0xa000));
+    let heaps = process.walk();
+    assert_eq!(heaps.mapped.len(), 3);
+    assert!(!heaps.is_consistent());
+}
+
+#[test]
+fn a_heap_that_was_left_ends_with_fence_posts() {
+    // sbrk failed: the arena goes on in a mapping, not at its beginning.
+    let (mut process, users) = Process::new(&[0x291, 0x31]);
+    let rest = END - process.at;
+    let left = process.chunk((rest - 0x20) | 1);
+    process.chunk(0x11);
+    process.memory.words(process.at + 8, &[0x11]);
+    let part = MAPPED + 0x2000;
+    process.memory.words(MAPPED + 8, &[0x123]);
+    process.memory.words(part + 8, &[0x51, 0, 0]);
+    process.memory.words(part + 0x58, &[(0x3000 - 0x50) | 1]);
+    process.top = part + 0x50;
+    process.system_mem = END - BREAK + 0x3000;
+    process.cache(users[0], &[]).arena(&[0], (0, 0));
+    let heaps = process.walk();
+    assert_eq!(blocks(&heaps), [users[1], left, part + 16]);
+    assert!(heaps.is_consistent(), "{heaps:?}");
+}
+
+#[test]
+fn a_thread_arenas_heaps() {
+    let (mut process, _) = Process::new(&[0x291]);
+    process.arena(&[0], (0, 0));
+    let first = 20 * ARENA_HEAP;
+    let arena = first + 48;
+    let second = 22 * ARENA_HEAP;
+    let begin = arena + 2208;
+    let memory = &mut process.memory;
+    memory
+        .region(first, 0x4000, "rw-p", "")
+        .region(second, 0x3000, "rw-p", "")
+        .words(first, &[arena, 0, 0x4000, 0x4000])
+        .words(second, &[arena, first, 0x3000, 0x3000]);
+    for bin in 0..127 {
+        let pair = arena + 112 + 16 * bin;
+        memory.words(pair, &[pair - 16, pair - 16]);
+    }
+    let top = second + 48 + 0x40;
+    memory
+        .words(arena + 16, &[begin])
+        .words(arena + 96, &[top])
+        .words(arena + 2184, &[0x7000])
+        .words(begin + 8, &[0x35, (begin + 16) >> 12])
+        .words(begin + 0x38, &[(first + 0x4000 - 0x20 - begin - 0x30) | 5])
+        .words(first + 0x4000 - 0x18, &[0x15, 0, 1])
+        .words(second + 48 + 8, &[0x45])
+        .words(top + 8, &[(second + 0x3000 - top) | 5]);
+    let heaps = process.walk();
+    let thread: Vec<&Segment> = heaps.segments.iter().filter(|s| s.arena == arena).collect();
+    assert_eq!(thread.len(), 2);
+    assert_eq!(thread[0].blocks[0].addr, begin + 0x40);
+    assert_eq!(thread[0].free[0].place, FreePlace::Fastbin);
+    assert_eq!(thread[1].blocks[0].addr, second + 64);
+    assert!(heaps.is_consistent(), "{heaps:?}");
+}
+
+#[test]
+fn chunks_may_begin_behind_the_programs_own_sbrk_memory() {
+    let (mut process, _) = Process::new(&[0x71]);
+    process.memory.words(BREAK + 8, &[7, 9, 11]);
+    process.at = BREAK + 0x140;
+    let users: Vec<u64> = [0x291, 0x31].map(|h| process.chunk(h)).into();
+    process.top = process.at;
+    process
+        .memory
+        .words(process.at + 8, &[(END - process.at) | 1]);
+    process.system_mem = END - BREAK - 0x140;
+    process.cache(users[0], &[]).arena(&[0], (0, 0));
+    assert_eq!(blocks(&process.walk()), [users[1]]);
+}
+
+#[test]
+fn a_walk_that_came_far_is_not_tried_again() {
+    let mut memory = FakeMemory::new();
+    let len = 3 * HEAD;
+    memory.region(BREAK, len, "rw-p", "[heap]");
+    // Chunks lead far and then nowhere; a second start would lead to the
+    // end, past chunks that the first says are there.
+    memory
+        .words(BREAK + 8, &[(2 * HEAD) | 1])
+        .words(BREAK + 2 * HEAD + 8, &[7])
+        .words(BREAK + 0x108, &[0x291])
+        .words(BREAK + 0x398, &[(len - 0x390) | 1]);
+    let starts = |memory: &FakeMemory| {
+        let heap = Range::new(BREAK, BREAK + len);
+        segments::first_walk_of(memory, heap)
+    };
+    assert!(starts(&memory).is_none());
+    // One that did not come far is no obstacle.
+    memory.words(BREAK + 8, &[0]);
+    assert!(starts(&memory).is_some());
+}

@@ -1,0 +1,316 @@
+//! The recipe of `leakscope check`: a process that nobody prepared.
+//!
+//! Its memory is read while it stands still, the allocator's heaps are walked
+//! to find the blocks, and everything else is as at the end of a `run`: roots,
+//! marking, verdict. Without call stacks, records are told apart by what their
+//! blocks hold.
+
+mod environs;
+mod looks;
+mod usage;
+
+pub use environs::find_process;
+
+use std::fmt;
+use std::thread::sleep;
+use std::time::Duration;
+
+use leakscope_analysis::groups::{Group, Looks, Type, group};
+use leakscope_analysis::mark::{Heuristics, Marked, mark};
+use leakscope_analysis::residence::residence;
+use leakscope_analysis::roots::{self, RootInput, RootSwitches};
+use leakscope_analysis::verdict;
+use leakscope_heap::glibc::{self, Heaps};
+use leakscope_memory::MemoryReader;
+use leakscope_memory::ranges::joined;
+use leakscope_model::{
+    Command, Consistency, Coverage, HeapCheck, HeapSummary, LiveBlock, Notice, ProcessReport,
+    Range, Report, Residence, RootCounts, RootHints, ThreadState,
+};
+use leakscope_proc::{ProcRoot, Process};
+
+use usage::Usage;
+
+use crate::Word;
+
+/// Looks until the heap agrees with itself: a thread may stand in the middle
+/// of malloc.
+const LOOKS: u64 = 6;
+/// Between two of them.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(3);
+
+/// Everything that `leakscope check` needs to know.
+#[derive(Clone, Debug)]
+pub struct CheckOptions {
+    /// The process.
+    pub pid: u32,
+    /// How its memory is read.
+    pub mode: Mode,
+    /// Interior-pointer idioms that count as start pointers.
+    pub heuristics: Heuristics,
+    /// Keep the first bytes of an example of each record.
+    pub content: bool,
+}
+
+/// How memory is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// The best that is possible here.
+    Auto,
+    /// All threads are stopped while memory is read.
+    Stop,
+    /// Nobody is stopped: what is lost in every one of several looks, and
+    /// unchanged, is lost.
+    Racing,
+}
+
+/// Why a process could not be examined: one clause, without a final dot,
+/// that names the remedy where there is one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CheckError {
+    /// The clause.
+    pub text: String,
+}
+
+impl fmt::Display for CheckError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl std::error::Error for CheckError {}
+
+fn error(text: impl fmt::Display) -> CheckError {
+    CheckError {
+        text: text.to_string(),
+    }
+}
+
+/// Examines a running process. `progress` is told what takes long.
+///
+/// # Errors
+/// When there is no such process, it may not be examined, or it is of a kind
+/// that cannot be; it then runs on untouched.
+pub fn check(
+    options: &CheckOptions,
+    progress: &mut dyn FnMut(Word<'_>),
+) -> Result<Report, CheckError> {
+    let process = ProcRoot::default().process(options.pid);
+    environs::refuse(&process)?;
+    let facts = environs::facts(&process);
+    let found = match options.mode {
+        Mode::Auto | Mode::Stop => stopped(options, &process, progress)?,
+        Mode::Racing => looks::racing(options, &process, progress)?,
+    };
+    let section = section(options, facts, found);
+    Ok(Report {
+        command: Command::Check,
+        verdict: verdict::process_verdict(&section),
+        processes: vec![section],
+    })
+}
+
+/// What was found while memory was at hand.
+struct Found {
+    picture: Picture,
+    consistency: Consistency,
+    pause: Duration,
+    notices: Vec<Notice>,
+}
+
+fn stopped(
+    options: &CheckOptions,
+    process: &Process,
+    progress: &mut dyn FnMut(Word<'_>),
+) -> Result<Found, CheckError> {
+    let mut look = 1;
+    loop {
+        progress(Word {
+            text: "reading memory",
+            is_lasting: false,
+        });
+        let stopped =
+            leakscope_tracee::stop(options.pid).map_err(|e| error(format!("failed to {e}")))?;
+        let (memory, threads) = (stopped.memory(), stopped.threads());
+        let usage = Usage::of(process, memory.map(), threads);
+        let heaps = glibc::walk(memory, threads);
+        if !heaps.is_consistent() && look < LOOKS {
+            drop(stopped);
+            look += 1;
+            sleep(BETWEEN_LOOKS);
+            continue;
+        }
+        let judged = judge(options, memory, threads, heaps);
+        let picture = Picture::of(memory, judged, usage, look);
+        let skipped = stopped.skipped().len() as u64;
+        let pause = stopped.release();
+        let mut notices = Vec::new();
+        if skipped > 0 {
+            notices.push(crate::check::not_stopped(skipped));
+        }
+        return Ok(Found {
+            picture,
+            consistency: if skipped > 0 {
+                Consistency::Racing
+            } else {
+                Consistency::Stopped
+            },
+            pause,
+            notices,
+        });
+    }
+}
+
+/// One look at a process: nothing of it is read any more afterwards.
+struct Picture {
+    heaps: Heaps,
+    blocks: Vec<LiveBlock>,
+    marked: Marked,
+    roots: RootCounts,
+    groups: Vec<Group>,
+    types: Vec<Type>,
+    residence: Option<Residence>,
+    runtimes: Vec<Notice>,
+    looks: u64,
+}
+
+/// Blocks and what became of them.
+struct Judged {
+    heaps: Heaps,
+    blocks: Vec<LiveBlock>,
+    marked: Marked,
+    roots: RootCounts,
+}
+
+impl Picture {
+    fn of(memory: &dyn MemoryReader, judged: Judged, usage: Option<Usage>, looks: u64) -> Picture {
+        let Judged {
+            heaps,
+            blocks,
+            marked,
+            roots,
+        } = judged;
+        let mut beginnings = Looks::new(memory, extents(&heaps));
+        let groups = group(memory, &blocks, &marked, &mut beginnings);
+        let residence = usage.map(|usage| {
+            let resident = |range| usage.resident(range);
+            residence(&usage.mapped, &heaps, &blocks, &marked.kinds, resident)
+        });
+        Picture {
+            residence,
+            types: beginnings.types().to_vec(),
+            runtimes: environs::runtimes(memory.map()),
+            heaps,
+            blocks,
+            marked,
+            roots,
+            groups,
+            looks,
+        }
+    }
+}
+
+/// Finds out what became of all blocks of the heaps.
+fn judge(
+    options: &CheckOptions,
+    memory: &dyn MemoryReader,
+    threads: &[ThreadState],
+    heaps: Heaps,
+) -> Judged {
+    let in_segments = heaps.segments.iter().flat_map(|s| &s.blocks);
+    let found = in_segments.chain(heaps.mapped.iter().map(|(_, found)| found));
+    // Without weight: their sizes are usable ones, not those asked for.
+    let mut blocks: Vec<LiveBlock> = found
+        .map(|f| LiveBlock {
+            weight: 0.0,
+            ..LiveBlock::new(f.addr, f.size)
+        })
+        .collect();
+    blocks.sort_unstable_by_key(|b| b.addr);
+    let hints = RootHints {
+        own: environs::recorder(memory.map()),
+        ended_threads: roots::ended_threads(memory, threads),
+        ..RootHints::default()
+    };
+    let plan = roots::plan(&RootInput {
+        memory,
+        threads,
+        blocks: &blocks,
+        hints: &hints,
+        switches: RootSwitches::default(),
+        known_heaps: Some(&extents(&heaps)),
+    });
+    let marked = mark(memory, &blocks, &plan, &options.heuristics);
+    Judged {
+        heaps,
+        blocks,
+        marked,
+        roots: plan.counts,
+    }
+}
+
+/// The memory of all heaps that were walked, ascending.
+fn extents(heaps: &Heaps) -> Vec<Range> {
+    let segments = heaps.segments.iter().map(|s| s.range);
+    joined(
+        segments
+            .chain(heaps.mapped.iter().map(|(range, _)| *range))
+            .collect(),
+    )
+}
+
+fn section(options: &CheckOptions, facts: environs::Facts, found: Found) -> ProcessReport {
+    let Found {
+        picture,
+        consistency,
+        pause,
+        mut notices,
+    } = found;
+    let heaps = &picture.heaps;
+    let unwalked = heaps.unwalked.iter().map(Range::len).sum();
+    let loss = looks::summary(&picture.blocks, &picture.marked);
+    if heaps.arenas.is_empty() {
+        notices.push(environs::no_heap());
+    } else if !heaps.is_consistent() {
+        notices.push(looks::doubtful(heaps, picture.looks));
+    }
+    notices.extend(picture.runtimes);
+    ProcessReport {
+        pid: options.pid,
+        parent_pid: facts.parent,
+        exe: facts.exe,
+        argv: facts.argv,
+        exit: None,
+        heap: HeapSummary {
+            uncounted: true,
+            live_bytes: picture.blocks.iter().map(|b| b.size).sum(),
+            live_blocks: picture.blocks.len() as u64,
+            ..HeapSummary::default()
+        },
+        residence: picture.residence,
+        loss,
+        leaks: looks::records(options, picture.groups, &picture.types),
+        mappings: Vec::new(),
+        errors: Vec::new(),
+        coverage: Coverage {
+            consistency,
+            pause_seconds: pause.as_secs_f64(),
+            sampled_every_bytes: None,
+            dropped_events: 0,
+            unreadable_bytes: picture.marked.unreadable_bytes,
+            scanned_block_bytes: picture.marked.scanned_block_bytes,
+            roots: picture.roots,
+            reachability: !heaps.arenas.is_empty(),
+            heap_check: Some(HeapCheck {
+                arenas: heaps.arenas.len() as u64,
+                heaps: heaps.segments.len() as u64,
+                mapped_blocks: heaps.mapped.len() as u64,
+                unwalked_bytes: unwalked,
+                agrees: heaps.is_consistent(),
+                looks: picture.looks,
+            }),
+        },
+        suppressions: Vec::new(),
+        notices,
+    }
+}

@@ -1,0 +1,258 @@
+//! From what was found to the report's words; and several looks at a process
+//! that runs.
+
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::thread::sleep;
+use std::time::Duration;
+
+use leakscope_analysis::groups::{Group, Type};
+use leakscope_analysis::mark::Marked;
+use leakscope_analysis::records::content_ids;
+use leakscope_heap::glibc::{self, Heaps};
+use leakscope_memory::MemoryReader;
+use leakscope_model::{
+    Addr, Consistency, Content, Family, Leak, LiveBlock, LossKind, LossSummary, Notice,
+    ThreadState, quantity,
+};
+use leakscope_proc::{Process, Syscall};
+use leakscope_tracee::LiveMemory;
+
+use super::usage::Usage;
+use super::{CheckError, CheckOptions, Found, Picture, error, judge};
+use crate::Word;
+
+/// Looks at a running process, at least and at most.
+const FEWEST: u64 = 3;
+const MOST: u64 = 12;
+/// Between two of them: what a thread holds only in its registers is stored
+/// somewhere, or used up, long before.
+const PAUSE: Duration = Duration::from_millis(20);
+/// Bytes of a lost block that must stay as they are.
+const COMPARED: usize = 64 << 10;
+
+/// Looks at a process that runs on. A block that is truly lost stays lost and
+/// is never written again, so what is lost in every look, with the same bytes,
+/// is lost; what one look took for lost because something moved meanwhile is
+/// not lost in the next.
+pub(super) fn racing(
+    options: &CheckOptions,
+    process: &Process,
+    progress: &mut dyn FnMut(Word<'_>),
+) -> Result<Found, CheckError> {
+    let failed = |e| error(format!("failed to {e}"));
+    let mut memory = LiveMemory::open(options.pid).map_err(failed)?;
+    let mut agreed: Option<HashMap<Addr, Seen>> = None;
+    let mut looks = 0;
+    loop {
+        looks += 1;
+        progress(Word {
+            text: &format!("look {looks} at a running process"),
+            is_lasting: false,
+        });
+        memory.refresh().map_err(failed)?;
+        let threads = threads(process);
+        let usage = Usage::of(process, memory.map(), &threads);
+        let heaps = glibc::walk(&memory, &threads);
+        if !heaps.is_consistent() && looks < MOST {
+            sleep(PAUSE);
+            continue;
+        }
+        let mut judged = judge(options, &memory, &threads, heaps);
+        let lost = lost(&memory, &judged.blocks, &judged.marked);
+        let before = agreed.as_ref().map(HashMap::len);
+        let now: HashMap<Addr, Seen> = match agreed.take() {
+            None => lost,
+            Some(agreed) => {
+                let again = |(addr, seen): &(Addr, Seen)| lost.get(addr) == Some(seen);
+                agreed.into_iter().filter(again).collect()
+            }
+        };
+        let settled = before == Some(now.len()) && looks >= FEWEST;
+        if now.is_empty() || settled || looks >= MOST {
+            keep_only(&mut judged.marked, &judged.blocks, &now);
+            return Ok(Found {
+                picture: Picture::of(&memory, judged, usage, looks),
+                consistency: Consistency::Racing,
+                pause: Duration::ZERO,
+                notices: vec![Notice {
+                    code: "racing",
+                    message: format!(
+                        "the process ran on while memory was read: lost is what was lost and \
+                         unchanged in each of {}{}",
+                        quantity::counted(looks, "look"),
+                        if settled || before.is_none() {
+                            ""
+                        } else {
+                            ", the last of which still differed"
+                        },
+                    ),
+                }],
+            });
+        }
+        agreed = Some(now);
+        sleep(PAUSE);
+    }
+}
+
+/// A lost block: its size and what it holds.
+type Seen = (u64, u64);
+
+fn lost(memory: &dyn MemoryReader, blocks: &[LiveBlock], marked: &Marked) -> HashMap<Addr, Seen> {
+    let lost = blocks
+        .iter()
+        .zip(&marked.kinds)
+        .filter(|(_, kind)| **kind != LossKind::Reachable);
+    let mut bytes = Vec::new();
+    lost.map(|(block, _)| {
+        bytes.resize((block.size as usize).min(COMPARED), 0);
+        let got = memory.read_some(block.addr, &mut bytes);
+        let mut hasher = DefaultHasher::new();
+        bytes.get(..got).hash(&mut hasher);
+        (block.addr, (block.size, hasher.finish()))
+    })
+    .collect()
+}
+
+/// Only these stay lost, and what is lost through others of them.
+fn keep_only(marked: &mut Marked, blocks: &[LiveBlock], agreed: &HashMap<Addr, Seen>) {
+    let agrees: Vec<bool> = blocks
+        .iter()
+        .map(|b| agreed.contains_key(&b.addr))
+        .collect();
+    for (i, kind) in marked.kinds.iter_mut().enumerate() {
+        let leader = marked.leader.get(i).map_or(i, |l| *l as usize);
+        if !(agrees.get(i) == Some(&true) && agrees.get(leader) == Some(&true)) {
+            *kind = LossKind::Reachable;
+            if let Some(leader) = marked.leader.get_mut(i) {
+                *leader = i as u32;
+            }
+        }
+    }
+}
+
+/// What the kernel tells of threads that run on: the stack pointers of those
+/// that are blocked.
+fn threads(process: &Process) -> Vec<ThreadState> {
+    let tids = process.tasks().unwrap_or_default();
+    let state = |tid: u32| {
+        let (sp, registers) = match process.task(tid).syscall().ok()? {
+            Syscall::Running => return None,
+            Syscall::Blocked { sp, .. } => (sp, Vec::new()),
+            Syscall::Inside { sp, arguments, .. } => (sp, arguments.to_vec()),
+        };
+        Some(ThreadState {
+            tid,
+            sp: Addr(sp),
+            registers,
+            in_syscall: true,
+            ..ThreadState::default()
+        })
+    };
+    tids.into_iter().filter_map(state).collect()
+}
+
+/// Every block once, by kind.
+pub(super) fn summary(blocks: &[LiveBlock], marked: &Marked) -> LossSummary {
+    let mut loss = LossSummary::default();
+    for (block, kind) in blocks.iter().zip(&marked.kinds) {
+        let totals = match kind {
+            LossKind::Definite => &mut loss.definite,
+            LossKind::Indirect => &mut loss.indirect,
+            LossKind::Possible => &mut loss.possible,
+            LossKind::Reachable => &mut loss.reachable,
+        };
+        totals.add(block.size);
+    }
+    loss
+}
+
+/// Groups as records of the report.
+pub(super) fn records(options: &CheckOptions, groups: Vec<Group>, types: &[Type]) -> Vec<Leak> {
+    let mut names: HashMap<usize, String> = HashMap::new();
+    let named: Vec<(Group, Option<String>)> = groups
+        .into_iter()
+        .map(|group| {
+            let name = group.type_index.and_then(|at| {
+                let mangled = &types.get(at)?.mangled;
+                let readable = || leakscope_symbols::type_name(mangled);
+                Some(names.entry(at).or_insert_with(readable).clone())
+            });
+            (group, name)
+        })
+        .collect();
+    let ids = content_ids(named.iter().map(|(group, name)| {
+        let what = name.as_deref().unwrap_or(&group.shape);
+        (group.kind, what)
+    }));
+    let records = named.into_iter().zip(ids);
+    records
+        .map(|((group, type_name), id)| Leak {
+            id,
+            kind: group.kind,
+            family: Family::Malloc,
+            bytes: group.totals.bytes,
+            blocks: group.totals.blocks,
+            indirect: group.indirect,
+            type_name,
+            cycle: group.cycle,
+            cycle_members: Vec::new(),
+            addresses: group.addresses,
+            stack: Vec::new(),
+            free_sites: Vec::new(),
+            lifetime: None,
+            estimate: None,
+            content: Some(Content {
+                shape: group.shape,
+                preview: if options.content {
+                    group.preview
+                } else {
+                    Vec::new()
+                },
+            }),
+        })
+        .collect()
+}
+
+/// Why the heap's own numbers do not agree with what was found.
+pub(super) fn doubtful(heaps: &Heaps, looks: u64) -> Notice {
+    let mut why = Vec::new();
+    let unwalked: u64 = heaps.unwalked.iter().map(|r| r.len()).sum();
+    if unwalked > 0 {
+        let part = quantity::bytes(unwalked);
+        why.push(format!(
+            "chunks do not fit together in {part} of heap, which counts as held"
+        ));
+    }
+    if heaps.broken_lists > 0 {
+        let lists = quantity::counted(u64::from(heaps.broken_lists), "list");
+        why.push(format!(
+            "{lists} of free chunks cannot be followed to the end"
+        ));
+    }
+    for arena in heaps.arenas.iter().filter(|a| !a.agrees()) {
+        why.push(format!(
+            "the arena at {} has {} from the system, of which {} were found",
+            Addr(arena.at),
+            quantity::bytes(arena.said),
+            quantity::bytes(arena.found)
+        ));
+    }
+    if let Some((count, bytes)) = heaps.said_mapped.filter(|_| !heaps.mapped_agree()) {
+        why.push(format!(
+            "malloc counts {} of their own with {}, but {} were found",
+            quantity::counted(count, "mapped block"),
+            quantity::bytes(bytes),
+            quantity::count(heaps.mapped.len() as u64)
+        ));
+    }
+    why.truncate(4);
+    Notice {
+        code: "heap-doubtful",
+        message: format!(
+            "glibc's heap does not agree with its own sums after {} ({}): the numbers may be off",
+            quantity::counted(looks, "look"),
+            why.join("; ")
+        ),
+    }
+}
