@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 pub mod groups;
+pub mod growth;
 pub mod mappings;
 pub mod mark;
 pub mod records;

@@ -4,7 +4,8 @@
 //! Statuses: *leaking* when a block or mapping is definitely or possibly
 //! lost (blocks lost only through suppressed ones do not count);
 //! *inconclusive* when nothing is lost but memory was not examined or events
-//! were dropped; *retained* when nothing is lost, but much of the resident set
+//! were dropped; *growing* when nothing is lost, but reachable
+//! memory rises from look to look; *retained* when nothing is lost, but much of the resident set
 //! is free memory that malloc keeps; *clean* otherwise. Wrong frees and
 //! descriptors never closed do not change the status, but the sentence names
 //! them.
@@ -34,10 +35,19 @@ pub fn process_verdict(process: &ProcessReport) -> Verdict {
     let sentence = match status {
         VerdictStatus::Leaking => sentence::leaking(&facts, process, "", ""),
         VerdictStatus::Inconclusive => sentence::inconclusive(&facts, process, ""),
+        VerdictStatus::Growing => sentence::growing(&facts, process),
         VerdictStatus::Retained => sentence::retained(&facts),
         _ => sentence::clean(&facts, 1),
     };
-    verdict(status, sentence)
+    let rate = match status {
+        VerdictStatus::Leaking => facts.rate(facts.rising_lost),
+        VerdictStatus::Growing => facts.rate(facts.rising),
+        _ => None,
+    };
+    Verdict {
+        rate_bytes_per_second: rate,
+        ..verdict(status, sentence)
+    }
 }
 
 /// Judges all processes: the worst decides, and is named when there are

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use leakscope_analysis::mark::Heuristics;
@@ -9,7 +10,7 @@ use leakscope_analysis::records::Resolution;
 use leakscope_analysis::verdict::FailOn;
 use leakscope_report::Kinds;
 
-use crate::size;
+use crate::{duration, size};
 
 /// Says whether a program leaks memory, how much, and which code allocated it
 #[derive(Debug, Parser)]
@@ -126,6 +127,10 @@ pub const CHECK_SECTIONS: &[Section] = &[
                 "without stopping it for a moment",
             ),
             (
+                "leakscope check --wait 5m 4711",
+                "what grows in five minutes, lost or not",
+            ),
+            (
                 "leakscope check --show all 4711",
                 "what it holds, by type and shape, too",
             ),
@@ -165,6 +170,15 @@ pub struct Check {
     /// meanwhile) or racing (nobody is stopped; several looks must agree)
     #[arg(long, value_name = "MODE", default_value = "auto", help_heading = LOOK)]
     pub mode: Mode,
+
+    /// Look again and again for so long (90s, 5m, 1h), and say what grows;
+    /// Ctrl-C ends it early
+    #[arg(long, value_name = "TIME", default_value = "0", value_parser = duration::parse, help_heading = LOOK)]
+    pub wait: Duration,
+
+    /// From one look to the next [default: a quarter of --wait]
+    #[arg(long, value_name = "TIME", value_parser = duration::parse, requires = "wait", help_heading = LOOK)]
+    pub every: Option<Duration>,
 
     /// Interior pointers that hold a block like a pointer to its start:
     /// multipleinheritance, newarray, length64, stdstring, rust-rc,

@@ -20,7 +20,7 @@ pub use live::{
 };
 pub use report::{
     Command, Consistency, Content, Coverage, ErrorCode, ErrorRecord, ExitKind, FdLeak, Frame,
-    FreeSiteLine, HeapCheck, HeapSummary, KindTotals, Leak, Lifetime, LossKind, LossSummary,
-    MappingLeak, Notice, ProcessReport, Report, Residence, Retained, RootCounts, SampleEstimate,
-    SuppressionUse, Verdict, VerdictStatus,
+    FreeSiteLine, Growth, HeapCheck, HeapSummary, KindTotals, Leak, Lifetime, LossKind,
+    LossSummary, MappingLeak, Notice, ProcessReport, Report, Residence, Retained, RootCounts,
+    SampleEstimate, SuppressionUse, Verdict, VerdictStatus, Watched,
 };

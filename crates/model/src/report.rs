@@ -183,6 +183,31 @@ pub struct Leak {
     pub estimate: Option<SampleEstimate>,
     /// What the blocks hold; `None` where they are told apart by stacks.
     pub content: Option<Content>,
+    /// How the record changed between looks; `None` after a single one.
+    pub growth: Option<Growth>,
+}
+
+/// Change of a record from the first look to the last.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Growth {
+    /// Direct bytes more; negative when it shrank.
+    pub bytes: i64,
+    /// Direct blocks more.
+    pub blocks: i64,
+    /// It never shrank from one look to the next and grew in most: what grows
+    /// like that may grow without end.
+    pub rising: bool,
+}
+
+/// Several looks at one process.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Watched {
+    /// Looks.
+    pub looks: u64,
+    /// From the first to the last, seconds.
+    pub seconds: f64,
+    /// Live bytes more at the end than at the beginning.
+    pub bytes: i64,
 }
 
 /// Where the resident set of a process is: bytes in RAM. Everything but
@@ -430,6 +455,8 @@ pub struct ProcessReport {
     pub heap: HeapSummary,
     /// Where the resident set is, where that was looked at.
     pub residence: Option<Residence>,
+    /// How it was looked at more than once.
+    pub watched: Option<Watched>,
     /// Loss summary.
     pub loss: LossSummary,
     /// All loss records of every kind, largest first.

@@ -160,6 +160,11 @@ fn innermost_named(stack: &[Frame]) -> Option<&Frame> {
     named.or_else(|| stack.iter().find(|f| !f.cut))
 }
 
+/// What rises from look to look is always worth a look of the reader.
+fn is_rising(leak: &Leak) -> bool {
+    leak.kind == LossKind::Reachable && leak.growth.is_some_and(|g| g.rising)
+}
+
 /// The loss records of `process` that `options` ask for, in the report's
 /// order, before the limit [`Options::top`] is applied.
 pub fn selected<'a>(
@@ -172,7 +177,7 @@ pub fn selected<'a>(
     process
         .leaks
         .iter()
-        .filter(move |l| kinds.has(l.kind) && total_bytes(l) >= min_bytes)
+        .filter(move |l| (kinds.has(l.kind) || is_rising(l)) && total_bytes(l) >= min_bytes)
 }
 
 /// Direct and indirect bytes of a record.

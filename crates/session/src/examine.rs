@@ -8,6 +8,7 @@
 mod environs;
 mod looks;
 mod usage;
+mod watch;
 
 pub use environs::find_process;
 
@@ -50,6 +51,10 @@ pub struct CheckOptions {
     pub heuristics: Heuristics,
     /// Keep the first bytes of an example of each record.
     pub content: bool,
+    /// Look again and again for so long; zero for a single look.
+    pub wait: Duration,
+    /// From one look to the next, at least.
+    pub every: Duration,
 }
 
 /// How memory is read.
@@ -97,17 +102,25 @@ pub fn check(
 ) -> Result<Report, CheckError> {
     let process = ProcRoot::default().process(options.pid);
     environs::refuse(&process)?;
-    let facts = environs::facts(&process);
-    let found = match options.mode {
-        Mode::Auto | Mode::Stop => stopped(options, &process, progress)?,
-        Mode::Racing => looks::racing(options, &process, progress)?,
-    };
-    let section = section(options, facts, found);
+    let section = watch::over_time(options, &process, progress)?;
     Ok(Report {
         command: Command::Check,
         verdict: verdict::process_verdict(&section),
         processes: vec![section],
     })
+}
+
+/// One look, as a section of the report.
+fn look(
+    options: &CheckOptions,
+    process: &Process,
+    progress: &mut dyn FnMut(Word<'_>),
+) -> Result<ProcessReport, CheckError> {
+    let found = match options.mode {
+        Mode::Auto | Mode::Stop => stopped(options, process, progress)?,
+        Mode::Racing => looks::racing(options, process, progress)?,
+    };
+    Ok(section(options, environs::facts(process), found))
 }
 
 /// What was found while memory was at hand.
@@ -124,6 +137,7 @@ fn stopped(
     progress: &mut dyn FnMut(Word<'_>),
 ) -> Result<Found, CheckError> {
     let mut look = 1;
+    let mut pause = Duration::ZERO;
     loop {
         progress(Word {
             text: "reading memory",
@@ -135,7 +149,7 @@ fn stopped(
         let usage = Usage::of(process, memory.map(), threads);
         let heaps = glibc::walk(memory, threads);
         if !heaps.is_consistent() && look < LOOKS {
-            drop(stopped);
+            pause += stopped.release();
             look += 1;
             sleep(BETWEEN_LOOKS);
             continue;
@@ -143,7 +157,7 @@ fn stopped(
         let judged = judge(options, memory, threads, heaps);
         let picture = Picture::of(memory, judged, usage, look);
         let skipped = stopped.skipped().len() as u64;
-        let pause = stopped.release();
+        pause += stopped.release();
         let mut notices = Vec::new();
         if skipped > 0 {
             notices.push(crate::check::not_stopped(skipped));
@@ -288,6 +302,7 @@ fn section(options: &CheckOptions, facts: environs::Facts, found: Found) -> Proc
             ..HeapSummary::default()
         },
         residence: picture.residence,
+        watched: None,
         loss,
         leaks: looks::records(options, picture.groups, &picture.types),
         mappings: Vec::new(),

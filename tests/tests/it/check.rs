@@ -36,13 +36,18 @@ const OF_EXACT_SIZES: [&str; 3] = [
 
 type Case = (&'static str, fn() -> Outcome);
 
-const CASES: [Case; 9] = [
+const CASES: [Case; 11] = [
     ("types_are_named", types_are_named),
     ("kept_memory_is_no_leak", kept_memory_is_no_leak),
     ("racing_agrees", racing_agrees),
     ("content_can_be_hidden", content_can_be_hidden),
     ("fail_on_and_text", fail_on_and_text),
     ("by_name", by_name),
+    ("what_grows_is_told", what_grows_is_told),
+    (
+        "the_end_of_the_process_ends_the_wait",
+        the_end_of_the_process_ends_the_wait,
+    ),
     ("refusals", refusals),
     ("the_target_goes_on", the_target_goes_on),
     ("other_allocators_are_told", other_allocators_are_told),
@@ -285,6 +290,89 @@ fn fail_on_and_text() -> Outcome {
     let clean = named("root_global_data.c")?;
     let done = check(&["--fail-on", "possible", &clean.pid().to_string()])?;
     ensure(done.code() == 0, || format!("status {}", done.code()))
+}
+
+/// A list that grows for ever, and is held; beside it a block that stays.
+const GROWING: &str = r#"
+#include <stdlib.h>
+#include <stdio.h>
+#include <unistd.h>
+struct node { struct node *next; long filled[500]; };
+static struct node *list;
+static void *stays;
+int main(void) {
+    stays = calloc(1, 70001);
+    puts("runs");
+    fflush(stdout);
+    for (;;) {
+        struct node *node = malloc(sizeof *node);
+        for (int i = 0; i < 500; i++) node->filled[i] = i;
+        node->next = list;
+        list = node;
+        usleep(5000);
+    }
+}
+"#;
+
+fn what_grows_is_told() -> Outcome {
+    let program = leakscope_testkit::compile_c(GROWING, &[]);
+    let mut target = Target::spawn(&mut program.command());
+    target.expect_line("runs");
+    for mode in ["stop", "racing"] {
+        let options = ["--mode", mode, "--wait", "900ms", "--every", "150ms"];
+        let section = section(&target, &options)?;
+        let rising: Vec<_> = section
+            .leaks()
+            .iter()
+            .filter(|l| l["growth"]["rising"] == true)
+            .collect();
+        let grew = |l: &&serde_json::Value| l["growth"]["bytes"].as_i64().unwrap_or(0) > 64 << 10;
+        ensure(rising.len() == 1 && rising.iter().all(grew), || {
+            format!("{mode}: {rising:#?}")
+        })?;
+        ensure(section.number("/watched/looks") >= 3, || {
+            format!("{}", section.at("/watched"))
+        })?;
+    }
+    let pid = target.pid().to_string();
+    let done = check(&["--quiet", "--wait", "900ms", "--every", "150ms", &pid])?;
+    let text = String::from_utf8_lossy(&done.stdout).into_owned();
+    ensure(
+        text.starts_with(
+            "leakscope: Growing: nothing is lost, but still reachable memory rose by ",
+        ) && text.contains(" a minute"),
+        || text.clone(),
+    )
+}
+
+fn the_end_of_the_process_ends_the_wait() -> Outcome {
+    let mut target = named("type_objects.cc")?;
+    let pid = target.pid().to_string();
+    // Far longer than any test may take.
+    let leakscope = build::leakscope()?;
+    let argv = [
+        "check", "--format", "json", "--wait", "1h", "--every", "1ms", &pid,
+    ];
+    let mut watching = Target::spawn(Command::new(leakscope).args(argv));
+    // It has looked at least once when the process is stopped or was read.
+    let read = format!("/proc/{}/io", watching.pid());
+    while !std::fs::read_to_string(&read).is_ok_and(|io| {
+        io.lines()
+            .next()
+            .is_some_and(|l| l.len() > "rchar: 1000000".len())
+    }) {
+        std::thread::yield_now();
+    }
+    target.close();
+    target.wait();
+    let mut text = String::new();
+    while let Some(line) = watching.line() {
+        text += &line;
+    }
+    let status = watching.wait();
+    ensure(status.success() && text.contains("\"ended\""), || {
+        format!("{status}: {text}")
+    })
 }
 
 fn by_name() -> Outcome {

@@ -2,7 +2,7 @@
 
 use leakscope_model::{
     Consistency, ErrorCode, KindTotals, LossKind, LossSummary, ProcessReport, Residence,
-    VerdictStatus,
+    VerdictStatus, Watched,
 };
 use std::cmp::Reverse;
 
@@ -36,6 +36,11 @@ pub(super) struct Facts {
     pub(super) walked: bool,
     /// Where the resident set is.
     pub(super) residence: Option<Residence>,
+    /// How it was looked at more than once.
+    pub(super) watched: Option<Watched>,
+    /// What rises from look to look: reachable, and definitely lost.
+    pub(super) rising: u64,
+    pub(super) rising_lost: u64,
     /// The weakest; `None` for a sum over nothing.
     pub(super) consistency: Option<Consistency>,
     pub(super) reachability: bool,
@@ -61,6 +66,11 @@ impl Facts {
             let mine = process.errors.iter().filter(|e| e.code == code);
             mine.fold(0, |sum: u64, e| sum.saturating_add(e.count))
         };
+        let rising = |kind| {
+            let leaks = process.leaks.iter().filter(|leak| leak.kind == kind);
+            let rising = leaks.filter_map(|leak| leak.growth.filter(|g| g.rising));
+            rising.fold(0, |sum: u64, g| sum.saturating_add(g.bytes.unsigned_abs()))
+        };
         let has = |code| process.notices.iter().any(|n| n.code == code);
         Facts {
             loss: process.loss,
@@ -84,6 +94,9 @@ impl Facts {
             opaque_heaps: process.heap.uncounted && has("foreign-allocator"),
             walked: process.heap.uncounted,
             residence: process.residence,
+            watched: process.watched,
+            rising: rising(LossKind::Reachable),
+            rising_lost: rising(LossKind::Definite),
             consistency: Some(coverage.consistency),
             reachability: coverage.reachability,
         }
@@ -105,10 +118,26 @@ impl Facts {
         if self.dropped > 0 || self.opaque_heaps || !(self.reachability || nothing_live) {
             return VerdictStatus::Inconclusive;
         }
+        if self.is_growing() {
+            return VerdictStatus::Growing;
+        }
         if self.residence.is_some_and(|r| is_retained(&r)) {
             return VerdictStatus::Retained;
         }
         VerdictStatus::Clean
+    }
+
+    /// Reachable memory rises by more than the noise of a running program.
+    fn is_growing(&self) -> bool {
+        self.watched.is_some()
+            && self.rising >= GROWTH_BYTES
+            && self.rising >= self.live.bytes / GROWTH_PART
+    }
+
+    /// Bytes per second of what rises; `None` when nobody watched.
+    pub(super) fn rate(&self, bytes: u64) -> Option<f64> {
+        let seconds = self.watched.filter(|w| w.seconds > 0.0)?.seconds;
+        Some(bytes as f64 / seconds)
     }
 
     /// Sorts the process that lost most first.
@@ -183,6 +212,10 @@ impl Facts {
         }
     }
 }
+
+/// Growth worth a verdict: this many bytes, and this part of all that lives.
+const GROWTH_BYTES: u64 = 64 << 10;
+const GROWTH_PART: u64 = 200;
 
 /// Free chunks worth a verdict: this many bytes in RAM, and this part of all
 /// that is.

@@ -44,8 +44,15 @@ pub(super) fn leaking(facts: &Facts, process: &ProcessReport, who: &str, others:
         [] => String::new(),
         also => format!("; also {}", list(also)),
     };
+    let rate = match facts.rising_lost {
+        0 => String::new(),
+        rising => format!("; rising{}", per_minute(facts, rising)),
+    };
     let doubts = doubts(facts);
-    format!("Leaking: {who}{}{also}{others}{doubts}.", said.join(", "))
+    format!(
+        "Leaking: {who}{}{rate}{also}{others}{doubts}.",
+        said.join(", ")
+    )
 }
 
 pub(super) fn inconclusive(facts: &Facts, process: &ProcessReport, who: &str) -> String {
@@ -100,6 +107,40 @@ pub(super) fn inconclusive(facts: &Facts, process: &ProcessReport, who: &str) ->
         also => format!("; also {}", list(also)),
     };
     format!("Inconclusive: {who}{reason}{also}.")
+}
+
+/// Nothing is lost, and what is held gets more and more.
+pub(super) fn growing(facts: &Facts, process: &ProcessReport) -> String {
+    let watched = facts.watched.unwrap_or_default();
+    let rising = process
+        .leaks
+        .iter()
+        .filter(|leak| leak.kind == LossKind::Reachable)
+        .filter_map(|leak| Some((leak, leak.growth.filter(|g| g.rising)?)));
+    let weighed = rising.map(|(leak, growth)| {
+        let totals = KindTotals {
+            bytes: growth.bytes.unsigned_abs(),
+            blocks: growth.blocks.unsigned_abs(),
+        };
+        (leak.type_name.clone(), totals)
+    });
+    let top = most(weighed, "in objects of type").map_or(String::new(), |top| format!(", {top}"));
+    format!(
+        "Growing: nothing is lost, but still reachable memory rose by {} from look to look{}{top} \
+         ({}, {}).",
+        bytes(facts.rising),
+        per_minute(facts, facts.rising),
+        counted(watched.looks, "look"),
+        coverage(facts),
+    )
+}
+
+/// `, 1.2 MiB a minute`; nothing when nobody watched.
+fn per_minute(facts: &Facts, rising: u64) -> String {
+    match facts.rate(rising).filter(|rate| *rate > 0.0) {
+        Some(rate) => format!(", {} a minute", bytes((rate * 60.0) as u64)),
+        None => String::new(),
+    }
 }
 
 /// Nothing is lost, and malloc keeps what was freed.

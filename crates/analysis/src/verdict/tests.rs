@@ -27,6 +27,7 @@ fn process() -> ProcessReport {
             ..HeapSummary::default()
         },
         residence: None,
+        watched: None,
         loss: LossSummary {
             reachable: totals(33 << 10, 1204),
             ..LossSummary::default()
@@ -84,6 +85,7 @@ fn leak(kind: LossKind, bytes: u64, blocks: u64, indirect: u64, stack: Vec<Frame
         lifetime: None,
         estimate: None,
         content: None,
+        growth: None,
     }
 }
 

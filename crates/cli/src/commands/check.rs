@@ -30,6 +30,8 @@ pub fn check(args: args::Check) -> Result<u8, Failure> {
         },
         heuristics: args.interior_heuristics,
         content: !args.no_content,
+        wait: args.wait,
+        every: args.every.unwrap_or(args.wait / 4),
     };
     let mut progress = Progress::new(delivery.progress, delivery.view.quiet);
     let report = leakscope_session::check(&options, &mut |what| progress.show(what));

@@ -11,9 +11,9 @@ use std::io::{self, Write as _};
 
 use leakscope_model::{
     Command, Consistency, Content, Coverage, ErrorCode, ErrorRecord, ExitKind, Family, Frame,
-    FreeSiteLine, HeapCheck, HeapSummary, KindTotals, Leak, LossKind, LossSummary, MappingLeak,
-    Notice, ProcessReport, Report, Residence, RootCounts, SampleEstimate, SuppressionUse, Verdict,
-    VerdictStatus,
+    FreeSiteLine, Growth, HeapCheck, HeapSummary, KindTotals, Leak, LossKind, LossSummary,
+    MappingLeak, Notice, ProcessReport, Report, Residence, RootCounts, SampleEstimate,
+    SuppressionUse, Verdict, VerdictStatus, Watched,
 };
 use serde::ser::{Serialize, Serializer};
 
@@ -158,6 +158,7 @@ struct ProcessShape<'a> {
     exit: Option<ExitShape<'a>>,
     heap: HeapShape,
     residence: Option<ResidenceShape>,
+    watched: Option<WatchedShape>,
     loss: LossShape,
     leaks: List<'a, Leak, LeakShape<'a>>,
     mappings: List<'a, MappingLeak, MappingShape<'a>>,
@@ -180,6 +181,7 @@ impl<'a> From<&'a ProcessReport> for ProcessShape<'a> {
             }),
             heap: (&p.heap).into(),
             residence: p.residence.as_ref().map(ResidenceShape::from),
+            watched: p.watched.map(WatchedShape::from),
             loss: (&p.loss).into(),
             leaks: list(&p.leaks),
             mappings: list(&p.mappings),
@@ -329,6 +331,7 @@ struct LeakShape<'a> {
     lifetime_samples: u64,
     estimate: Option<EstimateShape>,
     content: Option<ContentShape<'a>>,
+    growth: Option<GrowthShape>,
 }
 
 impl<'a> From<&'a Leak> for LeakShape<'a> {
@@ -354,6 +357,41 @@ impl<'a> From<&'a Leak> for LeakShape<'a> {
             lifetime_samples: l.lifetime.map_or(0, |t| t.samples),
             estimate: l.estimate.as_ref().map(EstimateShape::from),
             content: l.content.as_ref().map(ContentShape::from),
+            growth: l.growth.map(GrowthShape::from),
+        }
+    }
+}
+
+#[derive(serde::Serialize)]
+struct GrowthShape {
+    bytes: i64,
+    blocks: i64,
+    rising: bool,
+}
+
+impl From<Growth> for GrowthShape {
+    fn from(g: Growth) -> Self {
+        GrowthShape {
+            bytes: g.bytes,
+            blocks: g.blocks,
+            rising: g.rising,
+        }
+    }
+}
+
+#[derive(serde::Serialize)]
+struct WatchedShape {
+    looks: u64,
+    seconds: f64,
+    bytes: i64,
+}
+
+impl From<Watched> for WatchedShape {
+    fn from(w: Watched) -> Self {
+        WatchedShape {
+            looks: w.looks,
+            seconds: w.seconds,
+            bytes: w.bytes,
         }
     }
 }

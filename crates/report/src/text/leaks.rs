@@ -101,6 +101,7 @@ fn record(
         cycle(page, leak)?;
     }
     if let Some(content) = &leak.content {
+        grew(page, process, leak)?;
         return holds(page, leak, content);
     }
     stack::write(page, 4, &leak.stack, options)?;
@@ -119,6 +120,28 @@ fn whole(process: &ProcessReport, leak: &Leak) -> (u64, &'static str) {
             (lost.iter().fold(0, sum), "lost")
         }
     }
+}
+
+/// How the record changed from the first look to the last.
+fn grew(page: &mut Page<'_>, process: &ProcessReport, leak: &Leak) -> io::Result<()> {
+    let (Some(growth), Some(watched)) = (leak.growth, process.watched) else {
+        return Ok(());
+    };
+    let amount = quantity::bytes(growth.bytes.unsigned_abs());
+    let blocks = quantity::counted(growth.blocks.unsigned_abs(), "block");
+    let time = duration::seconds(watched.seconds);
+    let text = match growth.bytes {
+        0 => format!("unchanged in {time}"),
+        1.. if growth.rising => format!("rose by {amount} ({blocks}) in {time}, look by look"),
+        1.. => format!("grew by {amount} ({blocks}) in {time}"),
+        _ => format!("shrank by {amount} ({blocks}) in {time}"),
+    };
+    let text = if growth.rising {
+        page.paint.warn(&text)
+    } else {
+        text
+    };
+    page.paragraph(4, 6, &text)
 }
 
 /// What blocks hold that have no call stack.

@@ -58,6 +58,11 @@ pub(super) fn advice(report: &Report, options: &Options) -> String {
             process.pid
         );
     }
+    if report.verdict.status == VerdictStatus::Growing {
+        return "look at who adds to what rose above and when it should be taken out; 'leakscope run' \
+                tells who allocates it"
+            .to_owned();
+    }
     if report.verdict.status == VerdictStatus::Retained {
         return "nothing leaks; malloc_trim(0), a lower M_TRIM_THRESHOLD, or fewer arenas \
                 (MALLOC_ARENA_MAX) would make the process smaller"

@@ -3,7 +3,7 @@
 use std::io;
 
 use leakscope_model::{
-    Consistency, ExitKind, HeapCheck, KindTotals, ProcessReport, Residence, quantity,
+    Consistency, ExitKind, HeapCheck, KindTotals, ProcessReport, Residence, Watched, quantity,
 };
 
 use super::page::Page;
@@ -142,9 +142,10 @@ pub(super) fn heap(page: &mut Page<'_>, process: &ProcessReport) -> io::Result<(
             0,
             2,
             &format!(
-                "Heap: {} in {} live (usable bytes)",
+                "Heap: {} in {} live (usable bytes){}",
                 quantity::bytes(heap.live_bytes),
                 quantity::counted(heap.live_blocks, "block"),
+                process.watched.map_or(String::new(), changed),
             ),
         );
     }
@@ -228,6 +229,19 @@ pub(super) fn residence(page: &mut Page<'_>, residence: &Residence) -> io::Resul
         ))?;
     }
     Ok(())
+}
+
+/// What happened to live bytes between looks.
+fn changed(watched: Watched) -> String {
+    let way = match watched.bytes {
+        0.. => "more",
+        _ => "less",
+    };
+    format!(
+        ", {} {way} than {} before",
+        quantity::bytes(watched.bytes.unsigned_abs()),
+        duration::seconds(watched.seconds)
+    )
 }
 
 /// How the blocks were found.

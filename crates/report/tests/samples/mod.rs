@@ -89,6 +89,7 @@ fn leak(id: &str, kind: LossKind, bytes: u64, blocks: u64, stack: Vec<Frame>) ->
         lifetime: None,
         estimate: None,
         content: None,
+        growth: None,
     }
 }
 
@@ -130,6 +131,7 @@ fn process(pid: u32, argv: &[&str]) -> ProcessReport {
             peak_bytes: 1_299_709,
         },
         residence: None,
+        watched: None,
         loss: LossSummary {
             reachable: totals(72_704, 2),
             ..LossSummary::default()

@@ -317,6 +317,7 @@ fn leak(
         lifetime,
         estimate: record.estimate,
         content: None,
+        growth: None,
     }
 }
 

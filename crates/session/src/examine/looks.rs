@@ -210,6 +210,7 @@ pub(super) fn records(options: &CheckOptions, groups: Vec<Group>, types: &[Type]
                     Vec::new()
                 },
             }),
+            growth: None,
         })
         .collect()
 }
