@@ -27,10 +27,11 @@ pub enum Command {
     #[command(long_about = RUN_ABOUT, after_long_help = sections(RUN_SECTIONS), args_override_self = true)]
     #[command(override_usage = "leakscope run [OPTIONS] [--] CMD [ARGS]...")]
     Run(Box<Run>),
-    /// Report the leaks of a running process that nobody prepared
+    /// Report the leaks of a running process that nobody prepared, or of a core
+    /// file
     #[command(long_about = CHECK_ABOUT, after_long_help = sections(CHECK_SECTIONS))]
     #[command(
-        override_usage = "leakscope check [OPTIONS] PID\n       leakscope check [OPTIONS] --name NAME"
+        override_usage = "leakscope check [OPTIONS] PID\n       leakscope check [OPTIONS] CORE\n       leakscope check [OPTIONS] --name NAME"
     )]
     Check(Box<Check>),
     /// Print a completion script for a shell
@@ -97,7 +98,7 @@ pub const RUN_SECTIONS: &[Section] = &[
 ];
 
 const CHECK_ABOUT: &str = "\
-Report the leaks of a running process that nobody prepared
+Report the leaks of a running process that nobody prepared, or of a core file
 
 The process is stopped while its memory is read, and goes on as if nothing had happened. Blocks of \
 glibc's malloc are found by walking its heaps; what nothing points to any more is lost. Needs the \
@@ -122,6 +123,7 @@ pub const CHECK_SECTIONS: &[Section] = &[
         &[
             ("leakscope check 4711", "what leaked in a running process"),
             ("leakscope check --name nginx", "by its name"),
+            ("leakscope check core.4711", "in one that has crashed"),
             (
                 "leakscope check --mode racing 4711",
                 "without stopping it for a moment",
@@ -194,9 +196,17 @@ pub struct Check {
     #[arg(long, value_name = "NAME", conflicts_with = "pid", help_heading = LOOK)]
     pub name: Option<OsString>,
 
-    /// The process
-    #[arg(value_name = "PID", required_unless_present = "name")]
-    pub pid: Option<String>,
+    /// Of a core file: where its executable is, if not where it was
+    #[arg(long, value_name = "PATH", help_heading = LOOK, value_hint = ValueHint::FilePath)]
+    pub exe: Option<PathBuf>,
+
+    /// Of a core file: the folder that holds the machine's files
+    #[arg(long, value_name = "DIR", default_value = "/", help_heading = LOOK, value_hint = ValueHint::DirPath)]
+    pub sysroot: PathBuf,
+
+    /// The process, or a core file of one
+    #[arg(value_name = "PID|CORE", required_unless_present = "name", value_hint = ValueHint::FilePath)]
+    pub pid: Option<OsString>,
 }
 
 /// How `check` reads memory.

@@ -5,11 +5,13 @@
 //! marking, verdict. Without call stacks, records are told apart by what their
 //! blocks hold.
 
+mod core;
 mod environs;
 mod looks;
 mod usage;
 mod watch;
 
+pub use self::core::{CoreOptions, check_core};
 pub use environs::find_process;
 
 use std::fmt;
@@ -120,7 +122,7 @@ fn look(
         Mode::Auto | Mode::Stop => stopped(options, process, progress)?,
         Mode::Racing => looks::racing(options, process, progress)?,
     };
-    Ok(section(options, environs::facts(process), found))
+    Ok(section(options.content, environs::facts(process), found))
 }
 
 /// What was found while memory was at hand.
@@ -154,7 +156,7 @@ fn stopped(
             sleep(BETWEEN_LOOKS);
             continue;
         }
-        let judged = judge(options, memory, threads, heaps);
+        let judged = judge(&options.heuristics, memory, threads, heaps);
         let picture = Picture::of(memory, judged, usage, look);
         let skipped = stopped.skipped().len() as u64;
         pause += stopped.release();
@@ -226,7 +228,7 @@ impl Picture {
 
 /// Finds out what became of all blocks of the heaps.
 fn judge(
-    options: &CheckOptions,
+    heuristics: &Heuristics,
     memory: &dyn MemoryReader,
     threads: &[ThreadState],
     heaps: Heaps,
@@ -254,7 +256,7 @@ fn judge(
         switches: RootSwitches::default(),
         known_heaps: Some(&extents(&heaps)),
     });
-    let marked = mark(memory, &blocks, &plan, &options.heuristics);
+    let marked = mark(memory, &blocks, &plan, heuristics);
     Judged {
         heaps,
         blocks,
@@ -273,7 +275,7 @@ fn extents(heaps: &Heaps) -> Vec<Range> {
     )
 }
 
-fn section(options: &CheckOptions, facts: environs::Facts, found: Found) -> ProcessReport {
+fn section(content: bool, facts: environs::Facts, found: Found) -> ProcessReport {
     let Found {
         picture,
         consistency,
@@ -290,7 +292,7 @@ fn section(options: &CheckOptions, facts: environs::Facts, found: Found) -> Proc
     }
     notices.extend(picture.runtimes);
     ProcessReport {
-        pid: options.pid,
+        pid: facts.pid,
         parent_pid: facts.parent,
         exe: facts.exe,
         argv: facts.argv,
@@ -304,7 +306,7 @@ fn section(options: &CheckOptions, facts: environs::Facts, found: Found) -> Proc
         residence: picture.residence,
         watched: None,
         loss,
-        leaks: looks::records(options, picture.groups, &picture.types),
+        leaks: looks::records(content, picture.groups, &picture.types),
         mappings: Vec::new(),
         errors: Vec::new(),
         coverage: Coverage {

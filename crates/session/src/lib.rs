@@ -32,6 +32,6 @@ mod segment;
 mod signals;
 mod supervisor;
 
-pub use examine::{CheckError, CheckOptions, Mode, check, find_process};
+pub use examine::{CheckError, CheckOptions, CoreOptions, Mode, check, check_core, find_process};
 pub use options::{Follow, RunError, RunErrorKind, RunOptions, RunOutcome, SymbolOptions};
 pub use run::{Word, run};

@@ -12,6 +12,7 @@
 //! Begin with [`stop`], or with [`LiveMemory::open`] where stopping is not
 //! wanted or not allowed.
 
+mod core_file;
 mod error;
 mod exit;
 mod gather;
@@ -21,6 +22,7 @@ mod restart;
 mod stopped;
 mod sys;
 
+pub use core_file::{CoreError, CoreFile};
 pub use error::{OpenError, StopError};
 pub use exit::wait_exit;
 pub use memory::LiveMemory;

@@ -36,12 +36,13 @@ const OF_EXACT_SIZES: [&str; 3] = [
 
 type Case = (&'static str, fn() -> Outcome);
 
-const CASES: [Case; 11] = [
+const CASES: [Case; 12] = [
     ("types_are_named", types_are_named),
     ("kept_memory_is_no_leak", kept_memory_is_no_leak),
     ("racing_agrees", racing_agrees),
     ("content_can_be_hidden", content_can_be_hidden),
     ("fail_on_and_text", fail_on_and_text),
+    ("a_core_file_tells_the_same", a_core_file_tells_the_same),
     ("by_name", by_name),
     ("what_grows_is_told", what_grows_is_told),
     (
@@ -375,6 +376,61 @@ fn the_end_of_the_process_ends_the_wait() -> Outcome {
     })
 }
 
+fn a_core_file_tells_the_same() -> Outcome {
+    if !need(Need::Program("gdb")) {
+        return Ok(());
+    }
+    let place = tempfile::tempdir().map_err(|e| format!("make a folder: {e}"))?;
+    for name in [
+        "type_objects.cc",
+        "shape_tree.c",
+        "alloc_large.c",
+        "nonroot_ended_thread.c",
+    ] {
+        let target = named(name)?;
+        let living = section(&target, &[])?;
+        let core = place.path().join(name);
+        let save = format!("gcore {}", core.display());
+        let gdb = Command::new("gdb")
+            .args([
+                "-nx",
+                "-batch",
+                "-p",
+                &target.pid().to_string(),
+                "-ex",
+                &save,
+            ])
+            .output()
+            .map_err(|e| format!("start gdb: {e}"))?;
+        drop(target);
+        let core = core.to_string_lossy().into_owned();
+        let done = check(&["--format", "json", &core])?;
+        let said = String::from_utf8_lossy(&gdb.stderr).into_owned();
+        ensure(done.code() == 0, || {
+            format!("{name}: {}\n{said}", String::from_utf8_lossy(&done.stderr))
+        })?;
+        let saved = Section::all(&String::from_utf8_lossy(&done.stdout))?;
+        let saved = saved.first().ok_or("no section")?;
+        ensure(saved.summary() == living.summary(), || {
+            format!(
+                "{name}: {} living, {} saved",
+                living.summary(),
+                saved.summary()
+            )
+        })?;
+        let types = |s: &Section| {
+            let leaks = s.leaks().iter();
+            leaks
+                .map(|l| format!("{}{}", l["id"], l["type"]))
+                .collect::<Vec<_>>()
+        };
+        ensure(types(saved) == types(&living), || {
+            format!("{name}: other records")
+        })?;
+    }
+    Ok(())
+}
+
 fn by_name() -> Outcome {
     let first = named("shape_cycle_tail.c")?;
     let one = check(&["--quiet", "--name", "shape_cycle_tail"])?;
@@ -422,7 +478,11 @@ fn refusals() -> Outcome {
     let own = std::process::id().to_string();
     let table = [
         (vec!["2147483647"], "there is no process 2147483647"),
-        (vec!["zero"], "'zero' is no process id"),
+        (vec!["zero"], "'zero' is neither a process id nor a file"),
+        (
+            vec!["/etc/passwd"],
+            "cannot read /etc/passwd: it is no core file",
+        ),
         (vec!["0"], "'0' is no process id"),
         (vec![child.as_str()], "zombie"),
         (vec![], "required"),

@@ -1,8 +1,11 @@
-//! `leakscope check`: a process becomes a report.
+//! `leakscope check`: a process or a core file becomes a report.
 
+use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
-use leakscope_session::CheckOptions;
+use leakscope_model::Report;
+use leakscope_session::{CheckOptions, CoreOptions};
 
 use crate::args::{self, Mode};
 use crate::commands::delivery::{Delivery, Stream};
@@ -17,7 +20,20 @@ pub fn check(args: args::Check) -> Result<u8, Failure> {
     let delivery = Delivery::new(args.report, Stream::Stdout)?;
     let own = |e: leakscope_session::CheckError| Failure::own(e.to_string());
     let pid = match (&args.pid, &args.name) {
-        (Some(pid), _) => number(pid)?,
+        (Some(target), _) => match number(target)? {
+            Some(pid) => pid,
+            None => {
+                let options = CoreOptions {
+                    path: target.into(),
+                    sysroot: args.sysroot,
+                    exe: args.exe,
+                    heuristics: args.interior_heuristics,
+                    content: !args.no_content,
+                };
+                let report = leakscope_session::check_core(&options).map_err(own)?;
+                return deliver(&delivery, report);
+            }
+        },
         (None, Some(name)) => leakscope_session::find_process(name.as_bytes()).map_err(own)?,
         (None, None) => return Err(Failure::own("name a process: its PID, or --name")),
     };
@@ -36,19 +52,28 @@ pub fn check(args: args::Check) -> Result<u8, Failure> {
     let mut progress = Progress::new(delivery.progress, delivery.view.quiet);
     let report = leakscope_session::check(&options, &mut |what| progress.show(what));
     progress.clear();
-    let report = report.map_err(own)?;
+    deliver(&delivery, report.map_err(own)?)
+}
+
+fn deliver(delivery: &Delivery, report: Report) -> Result<u8, Failure> {
     delivery.deliver(&report, "")?;
     let status = delivery.found(&report).unwrap_or(0);
+    // Taking millions of names apart one by one would be waiting for nothing.
     std::mem::forget(report);
     Ok(status)
 }
 
-fn number(text: &str) -> Result<u32, Failure> {
-    match text.parse() {
-        Ok(pid) if pid > 0 => Ok(pid),
-        _ => Err(Failure::own(format!(
-            "'{text}' is no process id; --name finds a process by its name (core files cannot be \
-             checked in this version)"
+/// A process id; `None` for the name of a file.
+fn number(target: &OsStr) -> Result<Option<u32>, Failure> {
+    let text = target.to_string_lossy();
+    match text.parse::<u64>() {
+        Ok(pid) => match u32::try_from(pid) {
+            Ok(pid) if pid > 0 => Ok(Some(pid)),
+            _ => Err(Failure::own(format!("'{text}' is no process id"))),
+        },
+        Err(_) if Path::new(target).exists() => Ok(None),
+        Err(_) => Err(Failure::own(format!(
+            "'{text}' is neither a process id nor a file; --name finds a process by its name"
         ))),
     }
 }

@@ -27,10 +27,16 @@ pub(super) fn header(
     let end = match &process.exit {
         Some(ExitKind::Code(code)) => format!("exited with status {code}"),
         Some(ExitKind::Signal(signal)) => format!("killed by {}", escape(signal)),
+        None if from_core(process) => "as a core file holds it".to_owned(),
         None if process.heap.uncounted => "running".to_owned(),
         None => "still running, or replaced by exec".to_owned(),
     };
     page.paragraph(0, 2, &format!("{name} {}{child}, {end}", command(process)))
+}
+
+/// True for a process that is no more than a core file.
+fn from_core(process: &ProcessReport) -> bool {
+    process.notices.iter().any(|n| n.code == "core-file")
 }
 
 /// True for a process in which nothing was recorded, and a notice says why:
@@ -285,6 +291,7 @@ pub(super) fn coverage(page: &mut Page<'_>, process: &ProcessReport) -> io::Resu
     }
     let pause = duration::seconds(c.pause_seconds);
     clauses.push(match c.consistency {
+        Consistency::Stopped if from_core(process) => "read from a core file".to_owned(),
         Consistency::Stopped => format!("all threads stopped for {pause} while memory was read"),
         Consistency::Forked => format!("a forked copy read, pause {pause}"),
         Consistency::Racing => "threads ran while memory was read".to_owned(),

@@ -12,6 +12,7 @@ use super::{CheckError, error};
 
 /// Names and parent.
 pub(super) struct Facts {
+    pub pid: u32,
     pub parent: u32,
     pub exe: String,
     pub argv: Vec<String>,
@@ -21,6 +22,7 @@ pub(super) fn facts(process: &Process) -> Facts {
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
     let argv = process.cmdline().unwrap_or_default();
     Facts {
+        pid: process.id(),
         parent: process.stat().map_or(0, |s| s.parent),
         exe: process.exe().map(text).unwrap_or_default(),
         argv: argv.into_iter().map(text).collect(),

@@ -58,7 +58,7 @@ pub(super) fn racing(
             sleep(PAUSE);
             continue;
         }
-        let mut judged = judge(options, &memory, &threads, heaps);
+        let mut judged = judge(&options.heuristics, &memory, &threads, heaps);
         let lost = lost(&memory, &judged.blocks, &judged.marked);
         let before = agreed.as_ref().map(HashMap::len);
         let now: HashMap<Addr, Seen> = match agreed.take() {
@@ -168,7 +168,7 @@ pub(super) fn summary(blocks: &[LiveBlock], marked: &Marked) -> LossSummary {
 }
 
 /// Groups as records of the report.
-pub(super) fn records(options: &CheckOptions, groups: Vec<Group>, types: &[Type]) -> Vec<Leak> {
+pub(super) fn records(content: bool, groups: Vec<Group>, types: &[Type]) -> Vec<Leak> {
     let mut names: HashMap<usize, String> = HashMap::new();
     let named: Vec<(Group, Option<String>)> = groups
         .into_iter()
@@ -204,11 +204,7 @@ pub(super) fn records(options: &CheckOptions, groups: Vec<Group>, types: &[Type]
             estimate: None,
             content: Some(Content {
                 shape: group.shape,
-                preview: if options.content {
-                    group.preview
-                } else {
-                    Vec::new()
-                },
+                preview: if content { group.preview } else { Vec::new() },
             }),
             growth: None,
         })
