@@ -61,7 +61,7 @@ impl From<clap::Error> for Failure {
             }
         }
         Failure::own(format!(
-            "{}; 'leakscope run --help' lists the options",
+            "{}; --help behind the command lists the options",
             parts.join("; ")
         ))
     }

@@ -8,6 +8,7 @@
 mod core;
 mod environs;
 mod looks;
+mod sparse;
 mod usage;
 mod watch;
 
@@ -39,6 +40,8 @@ use crate::Word;
 /// Looks until the heap agrees with itself: a thread may stand in the middle
 /// of malloc.
 const LOOKS: u64 = 6;
+/// From a chunk of glibc's to the block in it, bytes.
+const CHUNK_HEADER: u64 = 16;
 /// Between two of them.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(3);
 
@@ -147,8 +150,13 @@ fn stopped(
         });
         let stopped =
             leakscope_tracee::stop(options.pid).map_err(|e| error(format!("failed to {e}")))?;
-        let (memory, threads) = (stopped.memory(), stopped.threads());
-        let usage = Usage::of(process, memory.map(), threads);
+        let threads = stopped.threads();
+        let usage = Usage::of(process, stopped.memory().map(), threads);
+        let sparse = usage.as_ref().map(|usage| usage.reader(stopped.memory()));
+        let memory: &dyn MemoryReader = match &sparse {
+            Some(sparse) => sparse,
+            None => stopped.memory(),
+        };
         let heaps = glibc::walk(memory, threads);
         if !heaps.is_consistent() && look < LOOKS {
             pause += stopped.release();
@@ -157,7 +165,7 @@ fn stopped(
             continue;
         }
         let judged = judge(&options.heuristics, memory, threads, heaps);
-        let picture = Picture::of(memory, judged, usage, look);
+        let picture = Picture::of(memory, judged, usage.as_ref(), look);
         let skipped = stopped.skipped().len() as u64;
         pause += stopped.release();
         let mut notices = Vec::new();
@@ -199,7 +207,7 @@ struct Judged {
 }
 
 impl Picture {
-    fn of(memory: &dyn MemoryReader, judged: Judged, usage: Option<Usage>, looks: u64) -> Picture {
+    fn of(memory: &dyn MemoryReader, judged: Judged, usage: Option<&Usage>, looks: u64) -> Picture {
         let Judged {
             heaps,
             blocks,
@@ -215,7 +223,7 @@ impl Picture {
         Picture {
             residence,
             types: beginnings.types().to_vec(),
-            runtimes: environs::runtimes(memory.map()),
+            runtimes: environs::runtimes(memory.map(), usage.map_or(0, Usage::unknown)),
             heaps,
             blocks,
             marked,
@@ -248,7 +256,7 @@ fn judge(
         ended_threads: roots::ended_threads(memory, threads),
         ..RootHints::default()
     };
-    let plan = roots::plan(&RootInput {
+    let mut plan = roots::plan(&RootInput {
         memory,
         threads,
         blocks: &blocks,
@@ -256,7 +264,14 @@ fn judge(
         switches: RootSwitches::default(),
         known_heaps: Some(&extents(&heaps)),
     });
-    let marked = mark(memory, &blocks, &plan, heuristics);
+    // Inside malloc and free a thread may know a block by its chunk only.
+    let registers = threads.iter().flat_map(|t| &t.registers);
+    plan.start_words
+        .extend(registers.map(|word| word.wrapping_add(CHUNK_HEADER)));
+    let mut marked = mark(memory, &blocks, &plan, heuristics);
+    if !heaps.is_consistent() {
+        looks::doubt(&mut marked);
+    }
     Judged {
         heaps,
         blocks,

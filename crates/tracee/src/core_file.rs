@@ -391,12 +391,12 @@ impl CoreFile {
             let got = self.core.read_at(into.get_mut(..len)?, place).ok()?;
             return (got > 0).then_some(got);
         }
-        self.from_file(at, load.range.end, into)
+        self.read_mapped(at, load.range.end, into)
     }
 
     /// The same from the file that was mapped, as long as nothing was written
     /// there: what was is in the core file.
-    fn from_file(&self, at: Addr, end: Addr, into: &mut [u8]) -> Option<usize> {
+    fn read_mapped(&self, at: Addr, end: Addr, into: &mut [u8]) -> Option<usize> {
         let next = self.mapped.partition_point(|m| m.range.end <= at);
         let mapped = self.mapped.get(next).filter(|m| m.range.contains(at))?;
         let file = self.files.get(&mapped.path)?;

@@ -228,6 +228,17 @@ pub fn plan(input: &RootInput<'_>) -> RootPlan {
     plan
 }
 
+/// Fills in the control blocks of threads of which only stack pointers are
+/// known: where nobody could ask for their registers.
+pub fn find_control_blocks(memory: &dyn MemoryReader, threads: &mut [ThreadState]) {
+    let regions = regions::classify(memory.map());
+    for thread in threads.iter_mut().filter(|t| t.tcb.0 == 0) {
+        if let Some(tcb) = threads::control_block(memory, &regions, thread.sp) {
+            thread.tcb = tcb;
+        }
+    }
+}
+
 /// Thread control blocks of threads that have ended and whose stacks glibc
 /// keeps, for [`RootHints::ended_threads`]: where no recorder saw them end.
 pub fn ended_threads(memory: &dyn MemoryReader, threads: &[ThreadState]) -> Vec<Addr> {

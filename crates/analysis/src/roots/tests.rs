@@ -540,6 +540,23 @@ fn ended_threads_are_found_by_their_descriptors() {
 }
 
 #[test]
+fn control_blocks_are_found_from_stack_pointers() {
+    let mut process = Process::new();
+    process.second_thread();
+    process.memory.word(TCB + 720, 11).word(TCB_2 + 720, 13);
+    let mut threads = process.threads.clone();
+    threads.iter_mut().for_each(|t| t.tcb = Addr(0));
+    find_control_blocks(&process.memory, &mut threads);
+    let found: Vec<Addr> = threads.iter().map(|t| t.tcb).collect();
+    assert_eq!(found, [Addr(TCB), Addr(TCB_2)]);
+    // One that has ended is nobody's.
+    process.memory.word(TCB_2 + 720, u64::MAX);
+    threads[1].tcb = Addr(0);
+    find_control_blocks(&process.memory, &mut threads);
+    assert_eq!(threads[1].tcb, Addr(0));
+}
+
+#[test]
 fn ended_threads_are_found_in_the_list_of_kept_stacks() {
     let mut process = Process::new();
     // No guard, and other memory behind: its mapping does not tell.

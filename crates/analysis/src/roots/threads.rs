@@ -27,6 +27,9 @@ const TID: u64 = 720;
 const LIST_HEAD: u64 = 16;
 /// Threads that are followed in a list at most.
 const MOST_THREADS: usize = 1 << 16;
+/// How far from a stack pointer, and in how large a mapping, a control block is
+/// looked for, bytes.
+const NEAR: u64 = 256 << 10;
 /// No stack is larger.
 const STACK_MAX: u64 = 1 << 40;
 /// Bytes below the stack pointer that a leaf function may use (System V ABI).
@@ -98,6 +101,39 @@ pub(super) fn stack(
         }
         Class::Data | Class::Bss | Class::Heap | Class::Other => None,
     }
+}
+
+/// The control block of a running thread whose stack pointer is `sp`, found by
+/// its contents: above the stack that pthread_create made; of the first
+/// thread, in a small mapping of its own.
+pub(super) fn control_block(
+    memory: &dyn MemoryReader,
+    regions: &[Classified],
+    sp: Addr,
+) -> Option<Addr> {
+    let region = regions.iter().find(|r| r.range.contains(sp))?;
+    let own = match region.class {
+        Class::Anonymous => vec![Range {
+            start: Addr(sp.0 & !7),
+            end: region.range.end,
+        }],
+        Class::Stack => {
+            let small = regions.iter().filter(|r| {
+                matches!(r.class, Class::Anonymous | Class::Bss) && r.range.len() <= NEAR
+            });
+            small.map(|r| r.range).collect()
+        }
+        _ => Vec::new(),
+    };
+    own.into_iter().find_map(|range| {
+        let words = read_words(memory, range.start.0, range.len().min(NEAR));
+        let at = |from: usize, offset: u64| words.get(from + (offset / 8) as usize).copied();
+        let found = (0..words.len()).find(|i| {
+            let own = Some(range.start.0 + 8 * *i as u64);
+            at(*i, 0) == own && at(*i, 16) == own && at(*i, TID).is_some_and(|w| !is_no_thread(w))
+        });
+        Some(Addr(range.start.0 + 8 * found? as u64))
+    })
 }
 
 /// Control blocks of ended threads whose stacks glibc keeps for others: where

@@ -32,6 +32,8 @@ pub(super) struct Facts {
     /// The blocks were found by walking heaps, and other allocators' heaps
     /// could not be walked.
     pub(super) opaque_heaps: bool,
+    /// What was walked does not agree with the allocator's own sums.
+    pub(super) doubtful: bool,
     /// The blocks were found by walking heaps.
     pub(super) walked: bool,
     /// Where the resident set is.
@@ -92,6 +94,7 @@ impl Facts {
             sampled_every: coverage.sampled_every_bytes,
             held_heaps: coverage.sampled_every_bytes.is_some() && has("foreign-allocator"),
             opaque_heaps: process.heap.uncounted && has("foreign-allocator"),
+            doubtful: coverage.heap_check.is_some_and(|check| !check.agrees),
             walked: process.heap.uncounted,
             residence: process.residence,
             watched: process.watched,
@@ -109,13 +112,17 @@ impl Facts {
             self.lost_mappings,
             self.maybe_lost_mappings,
         ];
+        // In a heap that contradicts itself, what is possibly lost may be free.
+        let sure = [self.loss.definite, self.lost_mappings];
+        let lost = if self.doubtful { &sure[..] } else { &lost[..] };
         if lost.iter().any(|totals| totals.blocks > 0) {
             return VerdictStatus::Leaking;
         }
         // With every block freed nothing can be lost, examined or not; but
         // then something must have been recorded at all.
         let nothing_live = self.live.blocks == 0 && self.allocations > 0;
-        if self.dropped > 0 || self.opaque_heaps || !(self.reachability || nothing_live) {
+        let unseen = self.dropped > 0 || self.opaque_heaps || self.doubtful;
+        if unseen || !(self.reachability || nothing_live) {
             return VerdictStatus::Inconclusive;
         }
         if self.is_growing() {

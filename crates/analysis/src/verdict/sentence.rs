@@ -72,6 +72,16 @@ pub(super) fn inconclusive(facts: &Facts, process: &ProcessReport, who: &str) ->
     };
     let reason = if facts.walked && facts.live.blocks == 0 && !facts.reachability {
         "no heap of glibc's malloc was found in the process".to_owned()
+    } else if facts.doubtful {
+        format!(
+            "{} lost among the {} that were found, but malloc's own sums say that there is more, or \
+             was being changed (see the note)",
+            match facts.loss.possible.blocks {
+                0 => "nothing is".to_owned(),
+                n => format!("{n} may be"),
+            },
+            counted(facts.live.blocks, "block")
+        )
     } else if facts.opaque_heaps {
         format!(
             "nothing is lost among the {} of glibc's malloc, but another allocator's heap could \
@@ -289,6 +299,9 @@ fn doubts(facts: &Facts) -> String {
     }
     if facts.consistency == Some(Consistency::Racing) {
         doubts.push("read while threads ran".to_owned());
+    }
+    if facts.doubtful {
+        doubts.push("malloc's own sums differ, see the note".to_owned());
     }
     if doubts.is_empty() {
         return String::new();

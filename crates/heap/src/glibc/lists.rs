@@ -92,16 +92,7 @@ fn find(
     let is_block = |addr: u64| block(&heaps.segments, addr).is_some();
     let mut free = HashMap::new();
     let mut broken = 0;
-    let from_threads: HashSet<u64> = threads
-        .iter()
-        .filter(|t| t.tcb.0 > STATIC_TLS)
-        .flat_map(|t| {
-            // The first thread's may begin the mapping.
-            let region = memory.map().find(t.tcb).map_or(0, |r| r.range.start.0);
-            let low = (t.tcb.0 - STATIC_TLS).max(region);
-            read_words(memory, low, t.tcb.0 - low)
-        })
-        .collect();
+    let known = of_threads(memory, threads, heaps);
     let first: HashSet<u64> = heaps
         .segments
         .iter()
@@ -110,19 +101,22 @@ fn find(
     let mut caches = HashSet::new();
     let blocks = heaps.segments.iter().flat_map(|s| &s.blocks);
     for cache in blocks.filter(|found| shape(found.size).is_some()) {
-        // The first thing that malloc makes in an arena is its thread's cache.
-        let sure = from_threads.contains(&cache.addr) || first.contains(&cache.addr);
-        match in_cache(memory, *cache, sure, &is_block) {
-            Some(chunks) if sure || !chunks.is_empty() => {
-                caches.insert(cache.addr);
-                free.extend(chunks.into_iter().map(|at| (at, FreePlace::Cache)));
-            }
-            None if sure => {
-                caches.insert(cache.addr);
-                broken += 1;
-            }
-            _ => {}
+        // The first thing that malloc makes in an arena is its thread's cache;
+        // but when the thread has ended, the chunk may be anything.
+        let of_thread = known.contains(&cache.addr);
+        let likely = of_thread || first.contains(&cache.addr);
+        let mut chunks = HashSet::new();
+        let fits = in_cache(memory, *cache, likely, &is_block, &mut chunks);
+        if fits && (likely || !chunks.is_empty()) {
+            caches.insert(cache.addr);
+        } else if of_thread {
+            // Its thread is at work on it: what was followed is free.
+            broken += 1;
+        } else {
+            // Whatever it is, it is the program's.
+            continue;
         }
+        free.extend(chunks.into_iter().map(|at| (at, FreePlace::Cache)));
     }
     let thread_arenas = heaps.segments.iter().map(|s| s.arena);
     let mut all: Vec<u64> = arenas
@@ -140,7 +134,7 @@ fn find(
                 shift: HEADER,
                 most: usize::MAX,
             };
-            if !link.follow(memory, &is_block, &mut list) {
+            if link.follow(memory, &is_block, &mut list).is_none() {
                 broken += 1;
             }
             free.extend(list.into_iter().map(|at| (at, FreePlace::Fastbin)));
@@ -156,52 +150,93 @@ fn block(segments: &[Segment], addr: u64) -> Option<&Found> {
     blocks.get(at.ok()?)
 }
 
-/// User's addresses of the chunks in the thread cache that the block `cache`
-/// holds; `None` when it is no cache, or is being changed.
+/// The caches that threads' static TLS points to. glibc's variable is at the
+/// same distance from every thread's control block; other words there, on
+/// stacks too, may point to blocks of the same size.
+fn of_threads(memory: &dyn MemoryReader, threads: &[ThreadState], heaps: &Heaps) -> HashSet<u64> {
+    let is_block = |addr: u64| block(&heaps.segments, addr).is_some();
+    let mut by_distance: HashMap<u64, Vec<(u64, bool)>> = HashMap::new();
+    for thread in threads.iter().filter(|t| t.tcb.0 > STATIC_TLS) {
+        // The first thread's may begin the mapping.
+        let region = memory.map().find(thread.tcb).map_or(0, |r| r.range.start.0);
+        let low = (thread.tcb.0 - STATIC_TLS).max(region);
+        for (i, word) in read_words(memory, low, thread.tcb.0 - low)
+            .iter()
+            .enumerate()
+        {
+            let found = block(&heaps.segments, *word);
+            let Some(cache) = found.filter(|found| shape(found.size).is_some()) else {
+                continue;
+            };
+            let distance = thread.tcb.0 - low - 8 * i as u64;
+            let mut chunks = HashSet::new();
+            let fits = in_cache(memory, *cache, true, &is_block, &mut chunks);
+            by_distance.entry(distance).or_default().push((*word, fits));
+        }
+    }
+    let fitting = |caches: &Vec<(u64, bool)>| caches.iter().filter(|(_, fits)| *fits).count();
+    let best = by_distance.iter().max_by_key(|(distance, caches)| {
+        (fitting(caches), caches.len(), std::cmp::Reverse(**distance))
+    });
+    best.filter(|(_, caches)| fitting(caches) > 0)
+        .map(|(_, caches)| caches.iter().map(|(cache, _)| *cache).collect())
+        .unwrap_or_default()
+}
+
+/// Puts the user's addresses of the chunks in the thread cache that the block
+/// `cache` holds into `all`; false when it is no cache, or is being changed:
+/// then those that could be followed are there.
 fn in_cache(
     memory: &dyn MemoryReader,
     cache: Found,
-    sure: bool,
+    likely: bool,
     is_block: &dyn Fn(u64) -> bool,
-) -> Option<HashSet<u64>> {
-    let Shape {
+    all: &mut HashSet<u64>,
+) -> bool {
+    let Some(Shape {
         bins,
         width,
         counts_room,
-    } = shape(cache.size)?;
+    }) = shape(cache.size)
+    else {
+        return false;
+    };
     let counted = bins as u64 * width;
     let words = read_words(memory, cache.addr, counted + 8 * bins as u64);
-    let (counts, lists) = words.split_at_checked((counted / 8) as usize)?;
+    let Some((counts, lists)) = words.split_at_checked((counted / 8) as usize) else {
+        return false;
+    };
     let count = |bin: usize| {
         let bit = bin as u64 * width * 8;
         let word = counts.get((bit / 64) as usize).copied().unwrap_or(0);
         ((word >> (bit % 64)) & ((1 << (width * 8)) - 1)) as usize
     };
-    let most = if sure { MOST_CACHED } else { CACHED };
-    let mut all = HashSet::new();
+    let most = if likely { MOST_CACHED } else { CACHED };
+    let mut fits = lists.len() == bins;
     let mut room = None;
     for (bin, head) in lists.iter().enumerate() {
-        let before = all.len();
         let link = Link {
             first: *head,
             shift: 0,
             most,
         };
-        if *head != 0 && !link.follow(memory, is_block, &mut all) {
-            return None;
-        }
-        let length = all.len() - before;
-        if !counts_room {
-            if length != count(bin) {
-                return None;
-            }
-        // All lists have the same room in all.
-        } else if *room.get_or_insert(length + count(bin)) != length + count(bin) {
-            return None;
+        let length = match head {
+            0 => Some(0),
+            _ => link.follow(memory, is_block, all),
+        };
+        let Some(length) = length else {
+            fits = false;
+            continue;
+        };
+        if counts_room {
+            // All lists have the same room in all.
+            fits &= *room.get_or_insert(length + count(bin)) == length + count(bin);
+        } else {
+            fits &= length == count(bin);
         }
     }
     // A block of zeros is no cache.
-    (sure || room.is_none_or(|room| room == CACHED)).then_some(all)
+    fits && (likely || room.is_none_or(|room| room == CACHED))
 }
 
 /// A list of free chunks.
@@ -215,35 +250,48 @@ struct Link {
 }
 
 impl Link {
-    /// Follows it; false when it breaks off, turns back or is too long.
+    /// Follows it and puts those of its chunks that are blocks into `into`; how
+    /// many chunks it has, or `None` when it breaks off, turns back or is too
+    /// long. It may lead through parts of a heap that were not found.
     fn follow(
         &self,
         memory: &dyn MemoryReader,
         is_block: &dyn Fn(u64) -> bool,
         into: &mut HashSet<u64>,
-    ) -> bool {
+    ) -> Option<usize> {
+        let mut seen = HashSet::new();
         let mut at = self.first;
-        for _ in 0..self.most {
-            if !is_block(at) || !into.insert(at) {
-                return false;
+        while seen.len() < self.most {
+            let known = is_block(at);
+            if !(known || like_a_chunk(memory, at)) || !seen.insert(at) {
+                return None;
             }
-            let Ok(word) = memory.read_u64(Addr(at)) else {
-                return false;
-            };
-            let plain = word;
-            let demangled = word ^ at >> 12;
-            let ends = |word: u64| word == 0;
-            let leads = |word: u64| is_block(word.wrapping_add(self.shift));
-            at = if ends(demangled) || ends(plain) {
-                return true;
-            } else if leads(demangled) {
-                demangled.wrapping_add(self.shift)
-            } else if leads(plain) {
-                plain.wrapping_add(self.shift)
+            if known {
+                into.insert(at);
+            }
+            let plain = memory.read_u64(Addr(at)).ok()?;
+            let demangled = plain ^ at >> 12;
+            if demangled == 0 || plain == 0 {
+                return Some(seen.len());
+            }
+            let [demangled, plain] = [demangled, plain].map(|word| word.wrapping_add(self.shift));
+            at = if is_block(demangled) {
+                demangled
+            } else if is_block(plain) {
+                plain
+            } else if like_a_chunk(memory, demangled) {
+                demangled
             } else {
-                return false;
+                plain
             };
         }
-        false
+        None
     }
+}
+
+/// The words before `user` could be a small chunk's header.
+fn like_a_chunk(memory: &dyn MemoryReader, user: u64) -> bool {
+    let header = user.checked_sub(8).filter(|at| at % 16 == 8);
+    let header = header.and_then(|at| memory.read_u64(Addr(at)).ok());
+    header.is_some_and(|word| word & 1 != 0 && (0x20..0x1_0000).contains(&(word & !7)))
 }

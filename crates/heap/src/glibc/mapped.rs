@@ -4,7 +4,7 @@
 //! mapping   0 … | prev_size = bytes before the chunk | size, flag 2 | user's bytes …
 //! ```
 //! The chunk begins with the mapping, or later where an alignment was asked
-//! for. The kernel joins mappings, so a block may begin at any page; which
+//! for (then what lies before was a chunk's beginning, and may look like one). The kernel joins mappings, so a block may begin at any page; which
 //! pages are tried depends on how many blocks the allocator says there are.
 
 use super::segments::Found;
@@ -94,21 +94,30 @@ fn mapped_at(
     max_align: u64,
 ) -> Option<(Range, Found)> {
     let plain = chunk(words, start, start, end);
-    plain.or_else(|| {
-        let mut align = 32;
-        while align <= max_align {
-            let user = start.checked_add(16)?.checked_next_multiple_of(align)?;
-            if user >= end {
-                return None;
-            }
-            let found = chunk(words, start, user - 16, end);
-            if found.is_some() {
-                return found;
-            }
-            align *= 2;
+    // Where an alignment was asked for, the header of the whole mapping is left
+    // behind, and both end at the same place.
+    let stop = plain.map(|(range, _)| range.end.0);
+    let mut align = 32;
+    while align <= max_align {
+        let aligned = start.checked_add(16)?.checked_next_multiple_of(align)?;
+        // The next one, where the first is where a plain block would be.
+        let user = if aligned == start + 16 {
+            aligned + align
+        } else {
+            aligned
+        };
+        if user >= stop.unwrap_or(end) {
+            break;
         }
-        None
-    })
+        let found = chunk(words, start, user - 16, stop.unwrap_or(end));
+        if let Some((range, _)) = found
+            && stop.is_none_or(|stop| stop == range.end.0)
+        {
+            return found;
+        }
+        align *= 2;
+    }
+    plain
 }
 
 fn chunk(words: &mut Words<'_>, start: u64, at: u64, end: u64) -> Option<(Range, Found)> {

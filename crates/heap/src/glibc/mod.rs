@@ -42,6 +42,8 @@ pub struct Heaps {
     pub broken_lists: u32,
     /// Thread caches.
     pub caches: u32,
+    /// Arenas that others name and that were not found: they were being changed.
+    pub missing_arenas: u32,
 }
 
 /// What an arena says it has from the system, and what was found of it.
@@ -67,6 +69,7 @@ impl Heaps {
     pub fn is_consistent(&self) -> bool {
         self.unwalked.is_empty()
             && self.broken_lists == 0
+            && self.missing_arenas == 0
             && self.arenas.iter().all(ArenaSum::agrees)
             && self.mapped_agree()
     }
@@ -90,10 +93,32 @@ pub fn walk(memory: &dyn MemoryReader, threads: &[ThreadState]) -> Heaps {
         .and_then(|arena| state::params(memory, &regions, *arena, &brk));
     let mut heaps = segments::walk(memory, &regions, &brk, &arenas, &thread_heaps, params);
     lists::take_out(memory, threads, &arenas, &mut heaps);
+    heaps.missing_arenas = missing(memory, &heaps.arenas);
     heaps.said_mapped = params.map(|p| (p.mapped, p.mapped_bytes));
     heaps.mapped = mapped::find(memory, &regions, &thread_heaps, heaps.said_mapped);
     heaps
 }
+
+/// Arenas in the ring that begins with the first, but not among `arenas`.
+fn missing(memory: &dyn MemoryReader, arenas: &[ArenaSum]) -> u32 {
+    let Some(first) = arenas.first() else {
+        return 0;
+    };
+    let mut missing = 0;
+    let mut at = first.at;
+    for _ in 0..MOST_ARENAS {
+        at = match state::next(memory, at) {
+            Some(next) if next != first.at && next != 0 => next,
+            _ => break,
+        };
+        missing += u32::from(!arenas.iter().any(|arena| arena.at == at));
+    }
+    missing
+}
+
+/// Arenas that are followed at most: by default there are eight for each
+/// processor.
+const MOST_ARENAS: usize = 1 << 14;
 
 /// The main arenas among the data of modules.
 pub fn arenas(memory: &dyn MemoryReader, regions: &[Classified]) -> Vec<Range> {

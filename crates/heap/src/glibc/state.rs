@@ -28,6 +28,8 @@ const BINS: u64 = 112;
 /// `fastbinsY` and `system_mem` from the start of `malloc_state`.
 const FASTBINS: u64 = 16;
 const SYSTEM_MEM: u64 = 2184;
+/// `next` from the start of `malloc_state`.
+const NEXT: u64 = 2160;
 /// Lists of fastbins.
 const FASTBIN_COUNT: u64 = 10;
 /// Size of `malloc_state`.
@@ -171,6 +173,11 @@ pub(super) fn read(memory: &dyn MemoryReader, arena: u64) -> Option<State> {
     })
 }
 
+/// The arena behind the one at `arena` in the ring of all.
+pub(super) fn next(memory: &dyn MemoryReader, arena: u64) -> Option<u64> {
+    memory.read_u64(Addr(arena.checked_add(NEXT)?)).ok()
+}
+
 /// What `mp_` (`struct malloc_par`) says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Params {
@@ -241,7 +248,12 @@ fn params_at(words: &[u64], brk: &[Range]) -> Option<Params> {
         && mapped_bytes <= peak_bytes
         && mapped_bytes.is_multiple_of(4096)
         && (mapped == 0) == (mapped_bytes == 0)
-        && (sbrk_base == 0 || brk.iter().any(in_heap));
+        // Where there is a [heap], it begins there: elsewhere zeros may fit.
+        && if brk.is_empty() {
+            sbrk_base == 0
+        } else {
+            brk.iter().any(in_heap)
+        };
     fits.then_some(Params {
         mapped,
         mapped_bytes,

@@ -151,8 +151,40 @@ fn an_empty_cache_is_known_by_its_thread() {
     // Or by being the first.
     process.threads.clear();
     assert_eq!(blocks(&process.walk()), [users[1], users[2]]);
+    // Unless it holds what no cache does: then it is the program's.
     process.memory.words(users[0], &[1]);
-    assert_eq!(process.walk().broken_lists, 1);
+    let heaps = process.walk();
+    assert_eq!((blocks(&heaps).len(), heaps.broken_lists), (3, 0));
+}
+
+#[test]
+fn a_cache_at_work_is_told_by_those_of_other_threads() {
+    let (mut process, users) = Process::new(&[0x291, 0x291, 0x41, 0x41, 0x41, 0x291]);
+    process.cache(users[0], &[(2, &[users[2]])]);
+    process.cache(users[1], &[(2, &[users[3], users[4]])]);
+    let second = TLS + 0x2740;
+    process.memory.words(TCB - 0x48, &[users[0]]);
+    process.memory.words(second - 0x48, &[users[1]]);
+    // Something of the same size, held on the second thread's stack.
+    process.memory.words(second - 0x400, &[users[5]]);
+    process.memory.words(users[5], &[u64::MAX; 3]);
+    process.threads.push(ThreadState {
+        tid: 11,
+        tcb: Addr(second),
+        ..ThreadState::default()
+    });
+    process.arena(&[0], (0, 0));
+    let heaps = process.walk();
+    assert_eq!(blocks(&heaps), [users[5]]);
+    assert_eq!((heaps.caches, heaps.broken_lists), (2, 0));
+    // The second thread is taking a chunk: the list is one shorter than the
+    // count. Both are malloc's, and the other one stays the program's.
+    process.memory.words(users[1] + 128 + 16, &[users[4]]);
+    let heaps = process.walk();
+    assert_eq!(heaps.broken_lists, 1);
+    assert!(blocks(&heaps).contains(&users[5]));
+    assert!(!blocks(&heaps).contains(&users[4]));
+    assert!(!heaps.is_consistent());
 }
 
 #[test]
@@ -175,11 +207,7 @@ fn lists_may_be_plain_as_before_2_32_and_circles_end() {
     process.memory.words(users[3], &[0]);
     assert_eq!(blocks(&process.walk()), [users[2]]);
     process.memory.words(users[3], &[users[1]]);
-    let heaps = process.walk();
-    assert_eq!(heaps.broken_lists, 1);
-    assert!(!heaps.is_consistent());
-    // The cache is none of the program's blocks all the same.
-    assert_eq!(blocks(&heaps), users[1..]);
+    assert_eq!(blocks(&process.walk()), users, "no thread has such a cache");
 }
 
 #[test]
@@ -195,7 +223,7 @@ fn the_cache_of_2_42_counts_the_room_left() {
     assert_eq!(blocks(&process.walk()), [users[2]]);
     // Two lists do not agree on the room.
     process.memory.words(cache, &[0x0007_0006_0007_0007]);
-    assert_eq!(process.walk().broken_lists, 1);
+    assert_eq!(blocks(&process.walk()).len(), 4);
 }
 
 #[test]
@@ -225,6 +253,7 @@ fn mapped_blocks_side_by_side_and_aligned() {
     process
         .memory
         .words(at, &[0, 0x3000 | 2])
+        .words(at + 0x3000, &[0, 0x2000 | 2])
         .words(at + 0x3000 + 48, &[48, (0x2000 - 48) | 2])
         .words(at + 0x5000 + 0xff0, &[0xff0, 0x2010 | 2])
         .words(at + 0x9000, &[0, 0x1000 | 2]);
@@ -248,6 +277,11 @@ fn mapped_blocks_side_by_side_and_aligned() {
         PARAMS,
         &[4 << 32, 65536 | 9 << 32, 1, 0x9000, 0xa000, BREAK],
     );
+    assert_eq!(process.walk().said_mapped, Some((4, 0x9000)));
+    // Zeros elsewhere that would fit, too, but for the beginning of the heap.
+    process
+        .memory
+        .words(LIBC + 0x4000, &[65536 << 32, 0, 0, 0, 0]);
     assert_eq!(process.walk().said_mapped, Some((4, 0x9000)));
     // None, says the allocator: then what looks like one is the program's.
     process.arena(&[0], (0, 0));
@@ -314,6 +348,14 @@ fn a_thread_arenas_heaps() {
     assert_eq!(thread[0].free[0].place, FreePlace::Fastbin);
     assert_eq!(thread[1].blocks[0].addr, second + 64);
     assert!(heaps.is_consistent(), "{heaps:?}");
+    // In the ring; and one that is not to be found.
+    process.memory.words(ARENA + 2160, &[arena]);
+    process.memory.words(arena + 2160, &[ARENA]);
+    assert!(process.walk().is_consistent());
+    process.memory.words(arena + 2160, &[30 * ARENA_HEAP + 48]);
+    let heaps = process.walk();
+    assert_eq!(heaps.missing_arenas, 1);
+    assert!(!heaps.is_consistent());
 }
 
 #[test]

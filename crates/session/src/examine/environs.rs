@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::Read;
 
 use leakscope_memory::MemoryMap;
-use leakscope_model::{Notice, Range};
+use leakscope_model::{Notice, Range, quantity};
 use leakscope_proc::{ErrorKind, ProcRoot, Process};
 
 use super::{CheckError, error};
@@ -143,7 +143,7 @@ const RUNTIMES: [(&str, &str); 6] = [
 ];
 
 /// What else manages memory there: its heaps are roots.
-pub(super) fn runtimes(map: &MemoryMap) -> Vec<Notice> {
+pub(super) fn runtimes(map: &MemoryMap, unknown: u64) -> Vec<Notice> {
     let mut names: Vec<String> = map
         .regions()
         .iter()
@@ -155,6 +155,17 @@ pub(super) fn runtimes(map: &MemoryMap) -> Vec<Notice> {
     names.sort_unstable();
     names.dedup();
     let mut notices = Vec::new();
+    if unknown > 0 {
+        notices.push(Notice {
+            code: "sparse-memory",
+            message: format!(
+                "{} of mappings, each above 64 GiB, were left alone: most of them was never \
+                 touched, and reading them would fill the machine with page tables; what only \
+                 they hold is called lost",
+                quantity::bytes(unknown)
+            ),
+        });
+    }
     for (library, allocator) in ALLOCATORS {
         if names.iter().any(|n| n.starts_with(library)) {
             notices.push(Notice {

@@ -9,6 +9,7 @@ use std::time::Duration;
 use leakscope_analysis::groups::{Group, Type};
 use leakscope_analysis::mark::Marked;
 use leakscope_analysis::records::content_ids;
+use leakscope_analysis::roots;
 use leakscope_heap::glibc::{self, Heaps};
 use leakscope_memory::MemoryReader;
 use leakscope_model::{
@@ -41,7 +42,7 @@ pub(super) fn racing(
     progress: &mut dyn FnMut(Word<'_>),
 ) -> Result<Found, CheckError> {
     let failed = |e| error(format!("failed to {e}"));
-    let mut memory = LiveMemory::open(options.pid).map_err(failed)?;
+    let mut live = LiveMemory::open(options.pid).map_err(failed)?;
     let mut agreed: Option<HashMap<Addr, Seen>> = None;
     let mut looks = 0;
     loop {
@@ -50,18 +51,27 @@ pub(super) fn racing(
             text: &format!("look {looks} at a running process"),
             is_lasting: false,
         });
-        memory.refresh().map_err(failed)?;
-        let threads = threads(process);
-        let usage = Usage::of(process, memory.map(), &threads);
-        let heaps = glibc::walk(&memory, &threads);
-        if !heaps.is_consistent() && looks < MOST {
+        live.refresh().map_err(failed)?;
+        let mut threads = threads(process);
+        let usage = Usage::of(process, live.map(), &threads);
+        let sparse = usage.as_ref().map(|usage| usage.reader(&live));
+        let memory: &dyn MemoryReader = match &sparse {
+            Some(sparse) => sparse,
+            None => &live,
+        };
+        roots::find_control_blocks(memory, &mut threads);
+        let heaps = glibc::walk(memory, &threads);
+        let usable = heaps.is_consistent() && !(heaps.arenas.is_empty() && looks < FEWEST);
+        if !usable && looks < MOST {
             sleep(PAUSE);
             continue;
         }
-        let mut judged = judge(&options.heuristics, &memory, &threads, heaps);
-        let lost = lost(&memory, &judged.blocks, &judged.marked);
+        let mut judged = judge(&options.heuristics, memory, &threads, heaps);
+        let lost = lost(memory, &judged.blocks, &judged.marked);
         let before = agreed.as_ref().map(HashMap::len);
         let now: HashMap<Addr, Seen> = match agreed.take() {
+            // It never stood still enough: nothing is known of any block.
+            _ if !usable => HashMap::new(),
             None => lost,
             Some(agreed) => {
                 let again = |(addr, seen): &(Addr, Seen)| lost.get(addr) == Some(seen);
@@ -72,14 +82,15 @@ pub(super) fn racing(
         if now.is_empty() || settled || looks >= MOST {
             keep_only(&mut judged.marked, &judged.blocks, &now);
             return Ok(Found {
-                picture: Picture::of(&memory, judged, usage, looks),
+                picture: Picture::of(memory, judged, usage.as_ref(), looks),
                 consistency: Consistency::Racing,
                 pause: Duration::ZERO,
                 notices: vec![Notice {
                     code: "racing",
                     message: format!(
                         "the process ran on while memory was read: lost is what was lost and \
-                         unchanged in each of {}{}",
+                         unchanged in each of {}{}; what a thread holds in registers only is not \
+                         seen",
                         quantity::counted(looks, "look"),
                         if settled || before.is_none() {
                             ""
@@ -112,6 +123,21 @@ fn lost(memory: &dyn MemoryReader, blocks: &[LiveBlock], marked: &Marked) -> Has
         (block.addr, (block.size, hasher.finish()))
     })
     .collect()
+}
+
+/// Where parts of a heap were not found, or lists of free chunks not followed
+/// to their ends, what looks lost may be held there, or free.
+pub(super) fn doubt(marked: &mut Marked) {
+    for (i, kind) in marked.kinds.iter_mut().enumerate() {
+        if matches!(kind, LossKind::Definite | LossKind::Indirect) {
+            *kind = LossKind::Possible;
+            if let Some(leader) = marked.leader.get_mut(i) {
+                *leader = i as u32;
+            }
+        }
+    }
+    marked.cycle.fill(false);
+    marked.cycle_members.clear();
 }
 
 /// Only these stay lost, and what is lost through others of them.
@@ -220,6 +246,10 @@ pub(super) fn doubtful(heaps: &Heaps, looks: u64) -> Notice {
         why.push(format!(
             "chunks do not fit together in {part} of heap, which counts as held"
         ));
+    }
+    if heaps.missing_arenas > 0 {
+        let arenas = quantity::counted(u64::from(heaps.missing_arenas), "arena");
+        why.push(format!("{arenas} could not be read"));
     }
     if heaps.broken_lists > 0 {
         let lists = quantity::counted(u64::from(heaps.broken_lists), "list");

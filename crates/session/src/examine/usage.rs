@@ -3,9 +3,11 @@
 use std::cell::Cell;
 
 use leakscope_analysis::residence::{Mapped, Use};
-use leakscope_memory::MemoryMap;
+use leakscope_memory::{MemoryMap, MemoryReader};
 use leakscope_model::{Range, ThreadState};
-use leakscope_proc::{PageSet, Process};
+use leakscope_proc::{Pagemap, Process};
+
+use super::sparse::{Sparse, Touched};
 
 /// What is in RAM, as it was before any memory was read: reading a page that
 /// nobody has touched maps the kernel's page of zeros there, which counts as
@@ -13,8 +15,9 @@ use leakscope_proc::{PageSet, Process};
 pub(super) struct Usage {
     /// Every mapping and how much of it is in RAM.
     pub mapped: Vec<Mapped>,
-    /// Pages of anonymous mappings, ascending.
-    sets: Vec<(Range, PageSet)>,
+    /// Pages of private anonymous mappings that were touched, ascending; none
+    /// of those that are partly swapped out, which are read as a whole.
+    touched: Vec<(Range, Touched)>,
     last: Cell<usize>,
 }
 
@@ -30,31 +33,77 @@ impl Usage {
             swap: usage.swap,
         });
         let mapped: Vec<Mapped> = mapped.collect();
-        let sets = mapped
+        let private = [Use::Anonymous, Use::Stack];
+        let touched = mapped
             .iter()
-            .filter(|m| m.used_as == Use::Anonymous && m.rss > 0)
-            .filter_map(|m| Some((m.range, pagemap.present(m.range).ok()?)))
+            .filter(|m| private.contains(&m.used_as) && m.swap == 0)
+            .map(|m| (m.range, touched(&pagemap, m)))
             .collect();
         Some(Usage {
             mapped,
-            sets,
+            touched,
             last: Cell::new(0),
         })
+    }
+
+    /// Reads only what was touched.
+    pub(super) fn reader<'a>(&'a self, memory: &'a dyn MemoryReader) -> Sparse<'a> {
+        Sparse::new(memory, &self.touched)
+    }
+
+    /// Bytes of mappings that are too large to know what of them was touched.
+    pub(super) fn unknown(&self) -> u64 {
+        let unknown = self
+            .touched
+            .iter()
+            .filter(|(_, t)| matches!(t, Touched::Unknown));
+        unknown
+            .map(|(range, _)| range.len())
+            .fold(0, u64::saturating_add)
     }
 
     /// Bytes of `range` that are in RAM; of anonymous mappings only.
     pub(super) fn resident(&self, range: Range) -> u64 {
         // Chunks come one after the other.
-        let last = self.sets.get(self.last.get());
-        if let Some((_, set)) = last.filter(|(r, _)| r.start <= range.start && range.end <= r.end) {
-            return set.overlap(range.start.0, range.end.0);
+        let last = self.touched.get(self.last.get());
+        if let Some((_, touched)) =
+            last.filter(|(r, _)| r.start <= range.start && range.end <= r.end)
+        {
+            return touched.resident(range);
         }
-        let first = self.sets.partition_point(|(r, _)| r.end <= range.start);
+        let first = self.touched.partition_point(|(r, _)| r.end <= range.start);
         self.last.set(first);
-        let sets = self.sets.get(first..).unwrap_or_default().iter();
-        sets.take_while(|(r, _)| r.start < range.end)
-            .map(|(_, set)| set.overlap(range.start.0, range.end.0))
+        let parts = self.touched.get(first..).unwrap_or_default().iter();
+        parts
+            .take_while(|(r, _)| r.start < range.end)
+            .map(|(_, touched)| touched.resident(range))
             .fold(0, u64::saturating_add)
+    }
+}
+
+/// Larger mappings are not asked for page by page, which takes 2 MiB for each
+/// GiB.
+const ASKED: u64 = 64 << 30;
+
+fn touched(pagemap: &Pagemap, mapped: &Mapped) -> Touched {
+    if mapped.rss == 0 {
+        return Touched::Nothing;
+    }
+    if mapped.range.len() > ASKED {
+        return Touched::Unknown;
+    }
+    match pagemap.present(mapped.range) {
+        Ok(pages) => Touched::Pages(pages),
+        Err(_) => Touched::Unknown,
+    }
+}
+
+impl Touched {
+    fn resident(&self, range: Range) -> u64 {
+        match self {
+            Touched::Pages(pages) => pages.overlap(range.start.0, range.end.0),
+            Touched::Nothing | Touched::Unknown => 0,
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Processes whose heaps were walked.
 
 use super::*;
-use leakscope_model::{Residence, Retained};
+use leakscope_model::{HeapCheck, Residence, Retained};
 
 /// A process whose heap was walked, with so much memory kept by malloc.
 fn checked(kept: u64, rss: u64) -> ProcessReport {
@@ -65,6 +65,24 @@ fn a_heap_that_was_not_walked_leaves_doubt() {
         process_verdict(&process).sentence,
         "Inconclusive: no heap of glibc's malloc was found in the process."
     );
+}
+
+#[test]
+fn a_heap_that_contradicts_itself_is_not_clean() {
+    let mut process = checked(0, 100 << 20);
+    process.coverage.heap_check = Some(HeapCheck {
+        agrees: false,
+        ..HeapCheck::default()
+    });
+    let verdict = process_verdict(&process);
+    assert_eq!(verdict.status, VerdictStatus::Inconclusive);
+    assert_eq!(
+        verdict.sentence,
+        "Inconclusive: nothing is lost among the 1,204 blocks that were found, but malloc's own \
+         sums say that there is more, or was being changed (see the note)."
+    );
+    process.loss.definite = totals(48, 1);
+    assert_eq!(process_verdict(&process).status, VerdictStatus::Leaking);
 }
 
 #[test]
