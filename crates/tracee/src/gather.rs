@@ -63,8 +63,11 @@ struct Stop {
     ours: bool,
     /// The signal that it was about to take, 0 for none.
     signal: i32,
-    /// Its registers, once they are taken.
+    /// Its registers, once they are taken: as they were when it stopped.
     registers: Option<Box<Registers>>,
+    /// Its interrupted call was put back into its real registers: should we
+    /// be killed, it goes on waiting.
+    put_back: bool,
 }
 
 /// All threads of one process, on their way to being stopped. Dropping it
@@ -316,6 +319,7 @@ impl Gathering {
             ours: event == EVENT_STOP && signal == libc::SIGTRAP,
             signal: if event == 0 { signal } else { 0 },
             registers: None,
+            put_back: false,
         };
         self.threads.insert(tid, State::Stopped(stop));
     }
@@ -342,8 +346,8 @@ impl Gathering {
             match self.threads.get_mut(&tid) {
                 Some(State::Stopped(stop)) => match ptrace::registers(tid) {
                     Ok(registers) => {
-                        taken.push(thread_state(tid, &registers));
-                        stop.registers = Some(Box::new(registers));
+                        let first = stop.registers.get_or_insert(Box::new(registers));
+                        taken.push(thread_state(tid, first));
                     }
                     Err(_) => {
                         self.threads.insert(tid, State::Awaited);
@@ -362,7 +366,32 @@ impl Gathering {
                 _ => {}
             }
         }
+        if complete {
+            self.put_back_calls();
+        }
         complete.then_some(taken)
+    }
+
+    /// Keeps our interruption from being seen as failed calls, even if we do
+    /// not live to let the threads go.
+    fn put_back_calls(&mut self) {
+        for (&tid, state) in &mut self.threads {
+            let State::Stopped(stop) = state else {
+                continue;
+            };
+            let registers = stop
+                .registers
+                .as_deref()
+                .filter(|_| stop.ours && !stop.put_back);
+            let Some(again) = registers.and_then(restart::put_back) else {
+                continue;
+            };
+            let status = self.process.task(tid).status();
+            if status.is_ok_and(|s| !s.has_deliverable_signal()) {
+                // Fails only for a thread that was killed.
+                stop.put_back = ptrace::set_registers(tid, &again).is_ok();
+            }
+        }
     }
 
     /// What the kernel tells of a thread that could not be stopped.
@@ -388,7 +417,7 @@ impl Gathering {
             for (&tid, state) in &self.threads {
                 let signal = match state {
                     State::Stopped(stop) => {
-                        self.put_back_call(tid, stop);
+                        self.leave_to_signal(tid, stop);
                         stop.signal
                     }
                     State::Ended => continue,
@@ -410,16 +439,16 @@ impl Gathering {
         self.all_detached
     }
 
-    /// Keeps our interruption from being seen as a failed call.
-    fn put_back_call(&self, tid: u32, stop: &Stop) {
-        let registers = stop.registers.as_deref().filter(|_| stop.ours);
-        let Some(again) = registers.and_then(restart::put_back) else {
+    /// A signal that came meanwhile ends a call that was put back, as it would
+    /// have ended it without us.
+    fn leave_to_signal(&self, tid: u32, stop: &Stop) {
+        let Some(registers) = stop.registers.as_deref().filter(|_| stop.put_back) else {
             return;
         };
         let status = self.process.task(tid).status();
-        if status.is_ok_and(|s| !s.has_deliverable_signal()) {
+        if status.is_ok_and(|s| s.has_deliverable_signal()) {
             // Fails only for a thread that was killed.
-            let _ = ptrace::set_registers(tid, &again);
+            let _ = ptrace::set_registers(tid, registers);
         }
     }
 }

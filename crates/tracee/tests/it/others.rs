@@ -76,6 +76,27 @@ fn killing_the_tracer_frees_the_target() {
 }
 
 #[test]
+fn killing_the_tracer_fails_no_call() {
+    if !possible() {
+        return;
+    }
+    let program = compile_c(crate::restart::BLOCKED, &[]);
+    let mut target = Target::spawn(&mut program.command());
+    target.expect_line("ready");
+    until_blocked(target.pid());
+    for _ in 0..7 {
+        let mut tracer = Target::spawn(&mut another("hold", target.pid()));
+        assert_eq!(expect_among(&mut tracer, "held "), "14");
+        tracer.signal(libc::SIGKILL);
+        tracer.wait();
+        until_blocked(target.pid());
+    }
+    target.send("");
+    assert_eq!(target.expect_line("back:"), "");
+    assert_eq!(target.wait().code(), Some(7));
+}
+
+#[test]
 fn a_process_that_is_traced_already() {
     if !possible() {
         return;

@@ -6,7 +6,7 @@ use leakscope_tracee::stop;
 
 /// Each thread blocks for a long time in another call, and counts how often
 /// it came back. Without care, the first seven come back with `EINTR`.
-const BLOCKED: &str = r#"
+pub const BLOCKED: &str = r#"
 #define _GNU_SOURCE
 #include <errno.h>
 #include <poll.h>
