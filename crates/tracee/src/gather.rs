@@ -126,9 +126,17 @@ impl Gathering {
             if !found && !self.is_anyone_awaited() {
                 // Nothing new in a list that was read while all were
                 // stopped: nobody was left to make a thread. Had one slid
-                // back, taking its registers has noticed.
-                if let Some(threads) = self.take_registers(&listed) {
-                    return self.judge(threads);
+                // back, taking its registers has noticed. But a thread that
+                // ends while the list is read can keep another one out of it
+                // (fs/proc/base.c, next_tid): so the list is read twice.
+                let mut all = self.list()?;
+                if !self.seize_new(&all)? {
+                    all.extend(listed);
+                    all.sort_unstable();
+                    all.dedup();
+                    if let Some(threads) = self.take_registers(&all) {
+                        return self.judge(threads);
+                    }
                 }
             }
             if self.began.elapsed() > LIMIT {

@@ -25,6 +25,8 @@ const CACHE_CHUNKS: [u64; 3] = [0x251, 0x291, 0x301];
 pub const HEAD: u64 = 1 << 20;
 /// Starts of heaps tried.
 const TRIES: usize = 64;
+/// Parts that a program may cut `[heap]` into.
+const MOST_PARTS: usize = 1024;
 /// Where the first chunk of a thread arena's heap may lie: behind `heap_info`
 /// and, in the first heap, `malloc_state`.
 const ARENA_HEAD: u64 = 4096;
@@ -89,16 +91,25 @@ pub(super) fn walk(
     let mut heaps = Heaps::default();
     let base = params.map_or(0, |p| p.sbrk_base);
     let main = arenas.first().map_or(0, |arena| arena.start.0);
+    let mut between = 0;
     for heap in brk {
-        match brk_segment(memory, *heap, arenas, base) {
-            Some(segment) => heaps.segments.push(Segment {
+        let parts = brk_segments(memory, *heap, arenas, base);
+        match (parts.first(), parts.last()) {
+            (Some(first), Some(last)) => {
+                // malloc counts what lies between as its own.
+                let all = last.range.end.0 - first.range.start.0;
+                between += all - parts.iter().map(|part| part.range.len()).sum::<u64>();
+            }
+            // Without an arena it is not malloc's.
+            _ if arenas.is_empty() => {}
+            _ => heaps.unwalked.push(*heap),
+        }
+        heaps
+            .segments
+            .extend(parts.into_iter().map(|segment| Segment {
                 arena: main,
                 ..segment
-            }),
-            // Without an arena it is not malloc's.
-            None if arenas.is_empty() => {}
-            None => heaps.unwalked.push(*heap),
-        }
+            }));
     }
     for arena in arenas {
         let elsewhere = mapped_top(memory, regions, *arena, brk);
@@ -128,7 +139,8 @@ pub(super) fn walk(
             Some(ArenaSum {
                 at,
                 said: state::read(memory, at)?.system_mem,
-                found: own.map(|s| s.range.len()).sum(),
+                found: own.map(|s| s.range.len()).sum::<u64>()
+                    + if at == main { between } else { 0 },
             })
         })
         // An arena that never had memory: the loader's, in a static program's
@@ -139,30 +151,69 @@ pub(super) fn walk(
 }
 
 /// Walks `[heap]`: up to the end of the top chunk or, when the top is
-/// elsewhere, to its own end.
-fn brk_segment(
+/// elsewhere, to its own end. Where the program moved the break itself, the
+/// part before ends with fence posts, and another begins behind its memory.
+fn brk_segments(
     memory: &dyn MemoryReader,
     heap: Range,
     arenas: &[Range],
     base: u64,
-) -> Option<Segment> {
+) -> Vec<Segment> {
     let ends = arenas.iter().filter_map(|a| top_end(memory, *a));
     let top = ends
         .filter(|end| heap.start.0 < *end && *end <= heap.end.0)
         .max();
     let end = match top {
         Some(end) => end,
-        None if arenas.is_empty() => return None,
+        None if arenas.is_empty() => return Vec::new(),
         None => heap.end.0,
     };
     let mut words = Words::new(memory);
     let base = base.checked_next_multiple_of(16).unwrap_or(0);
-    if heap.contains(Addr(base))
-        && let Ok(found) = segment(&mut words, base, end)
-    {
-        return Some(found);
+    if heap.contains(Addr(base)) {
+        let parts = parts(&mut words, base, end);
+        if !parts.is_empty() {
+            return parts;
+        }
     }
-    first_walk_of(memory, Range::new(heap.start.0, end))
+    let whole = first_walk_of(memory, Range::new(heap.start.0, end));
+    whole.into_iter().collect()
+}
+
+/// The chunks from `from` to `end`, in as many parts as fence posts make of
+/// them; none if they do not lead there.
+fn parts(words: &mut Words<'_>, from: u64, end: u64) -> Vec<Segment> {
+    let mut parts = Vec::new();
+    let mut from = from;
+    while parts.len() < MOST_PARTS {
+        let fence = match segment(words, from, end) {
+            Ok(last) => {
+                parts.push(last);
+                return parts;
+            }
+            Err(stopped) => stopped.fence,
+        };
+        // Two posts end the part; what follows is not malloc's.
+        let Some(fence) = fence else { break };
+        let Ok(part) = segment(words, from, fence) else {
+            break;
+        };
+        let behind = (fence..end.min(fence.saturating_add(HEAD))).step_by(16);
+        let next = behind.skip(1).find(|at| {
+            let header = words.at(at + 8);
+            let likely = header.is_some_and(|w| w & PREV_INUSE != 0 && w & !SIZE_FLAGS != FENCE);
+            likely
+                && match segment(words, *at, end) {
+                    Ok(_) => true,
+                    // Behind it is another such place.
+                    Err(stopped) => stopped.fence.is_some_and(|f| f - at > HEAD),
+                }
+        });
+        let Some(next) = next else { break };
+        from = next;
+        parts.push(part);
+    }
+    Vec::new()
 }
 
 /// The walk to the end of `heap` from where its first chunk may lie.
@@ -256,28 +307,42 @@ fn first_walk(
     for from in starts {
         match segment(words, from, end) {
             Ok(walked) => return Some(walked),
-            Err(at) if at.saturating_sub(from) > head => return None,
+            Err(stopped) if stopped.at.saturating_sub(from) > head => return None,
             Err(_) => {}
         }
     }
     None
 }
 
+/// Where a walk stopped short of its goal.
+#[derive(Clone, Copy, Debug)]
+struct Stopped {
+    /// The chunk that is none.
+    at: u64,
+    /// Behind the first two fence posts that it passed.
+    fence: Option<u64>,
+}
+
 /// The chunks from the one at `from` to `end`, if they lead there; else where
 /// they stop.
-fn segment(words: &mut Words<'_>, from: u64, end: u64) -> Result<Segment, u64> {
+fn segment(words: &mut Words<'_>, from: u64, end: u64) -> Result<Segment, Stopped> {
     let mut all = Segment {
         range: Range::new(from, end),
         ..Segment::default()
     };
+    let mut fence = None;
+    let mut posts = 0;
     let mut last: Option<Range> = None;
     let mut at = from;
     while at < end {
-        let header = words.at(at.saturating_add(8)).ok_or(at)?;
+        let stopped = Stopped { at, fence };
+        let header = words.at(at.saturating_add(8)).ok_or(stopped)?;
         let size = header & !SIZE_FLAGS;
+        let used_before = header & PREV_INUSE != 0;
         // The chunk before is a block, if this one says that it is in use.
+        let freed_before = last.is_some() && !used_before;
         if let Some(chunk) = last.take() {
-            if header & PREV_INUSE != 0 {
+            if used_before {
                 all.blocks.push(Found {
                     addr: chunk.start.0 + 16,
                     size: chunk.len() - 8,
@@ -289,14 +354,20 @@ fn segment(words: &mut Words<'_>, from: u64, end: u64) -> Result<Segment, u64> {
                 });
             }
         }
-        let fence = size == FENCE || (size == 0 && end - at <= 2 * FENCE);
-        if fence && header & PREV_INUSE != 0 {
-            at = at.checked_add(FENCE).ok_or(at)?;
+        let post = size == FENCE || (size == 0 && end - at <= 2 * FENCE);
+        if post && (used_before || freed_before) {
+            at = at.checked_add(FENCE).ok_or(stopped)?;
+            posts += 1;
+            if posts == 2 {
+                fence = fence.or(Some(at));
+            }
             continue;
         }
-        let next = at.checked_add(size).filter(|next| *next <= end).ok_or(at)?;
+        posts = 0;
+        let next = at.checked_add(size).filter(|next| *next <= end);
+        let next = next.ok_or(stopped)?;
         if size < MIN_CHUNK || !size.is_multiple_of(16) || header & IS_MMAPPED != 0 {
-            return Err(at);
+            return Err(stopped);
         }
         last = Some(Range::new(at, next));
         at = next;

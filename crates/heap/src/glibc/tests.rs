@@ -394,3 +394,27 @@ fn a_walk_that_came_far_is_not_tried_again() {
     memory.words(BREAK + 8, &[0]);
     assert!(starts(&memory).is_some());
 }
+
+#[test]
+fn the_program_may_move_the_break_in_between() {
+    let (mut process, users) = Process::new(&[0x291, 0x31]);
+    // The old top shrank to a free chunk before two fence posts; then a page of
+    // the program's, which looks like anything; then chunks again.
+    process.chunk(0x51);
+    process.chunk(0x10);
+    process.chunk(0x11);
+    let own = process.at;
+    process.memory.words(own, &[0x5a5a_5a5a_5a5a_5a5a; 512]);
+    process.at = own + 0x1000;
+    let behind = [process.chunk(0x41), process.chunk(0x61)];
+    process.top = process.at;
+    let rest = (END - process.at) | 1;
+    process.memory.words(process.at + 8, &[rest]);
+    process.cache(users[0], &[]).arena(&[0], (0, 0));
+    let heaps = process.walk();
+    assert_eq!(blocks(&heaps), [users[1], behind[0], behind[1]]);
+    assert_eq!(heaps.segments.len(), 2);
+    let inside = heaps.segments.iter().any(|s| s.range.contains(Addr(own)));
+    assert!(!inside, "the program's memory is a root");
+    assert!(heaps.is_consistent(), "{heaps:?}");
+}
