@@ -17,12 +17,10 @@ use hashbrown::HashMap;
 use leakscope_heap::words::Words;
 use leakscope_memory::MemoryReader;
 use leakscope_model::{Addr, KindTotals, LiveBlock, LossKind};
-use looks::Look;
+use looks::{LOOKED_AT, Look};
 
 /// Example addresses kept of a group.
 const EXAMPLES: usize = 5;
-/// Bytes of a block that are looked at and kept as an example.
-const PREVIEW: u64 = 64;
 
 /// Blocks of one kind that look alike.
 #[derive(Clone, Debug, PartialEq)]
@@ -54,15 +52,21 @@ pub fn group(
     looks: &mut Looks<'_>,
 ) -> Vec<Group> {
     let mut words = Words::new(memory);
-    let mut first = [0; (PREVIEW / 8) as usize];
+    let mut first = [0; LOOKED_AT];
     let mut by_look: HashMap<(LossKind, Look), u32, Keyed> = HashMap::default();
+    let mut last = None;
     let mut groups: Vec<(Look, Group)> = Vec::new();
     let mut of_block: Vec<u32> = Vec::with_capacity(blocks.len());
     for (block, kind) in blocks.iter().zip(&marked.kinds) {
         let begin = beginning(&mut words, block, &mut first);
         let look = looks.at(begin, block.size);
         let next = groups.len() as u32;
-        let at = *by_look.entry((*kind, look)).or_insert(next);
+        // Neighbours are often alike.
+        let at = match last {
+            Some((before, at)) if before == (*kind, look) => at,
+            _ => *by_look.entry((*kind, look)).or_insert(next),
+        };
+        last = Some(((*kind, look), at));
         if at == next {
             groups.push((look, Group::new(*kind, begin, block)));
         }
@@ -124,9 +128,9 @@ impl Group {
 fn beginning<'w>(
     words: &mut Words<'_>,
     block: &LiveBlock,
-    into: &'w mut [u64; (PREVIEW / 8) as usize],
+    into: &'w mut [u64; LOOKED_AT],
 ) -> &'w [u64] {
-    let len = block.size.min(PREVIEW).div_ceil(8);
+    let len = block.size.div_ceil(8).min(LOOKED_AT as u64);
     let mut read = 0;
     for (into, at) in into
         .iter_mut()

@@ -16,6 +16,8 @@ use leakscope_model::{Addr, Range};
 
 /// Longest mangled type name, bytes.
 const MAX_NAME: usize = 1024;
+/// Words that are looked at.
+pub(super) const LOOKED_AT: usize = 8;
 /// Words that a shape tells.
 const TOLD: usize = 4;
 /// Bytes from which on sizes are told apart by powers of two only.
@@ -247,8 +249,13 @@ fn describe_class(class: u64) -> String {
 
 /// Characters and then, if anything, a zero byte.
 fn is_text(begin: &[u64], size: u64) -> bool {
-    let bytes: Vec<u8> = begin.iter().flat_map(|w| w.to_le_bytes()).collect();
-    let bytes = bytes.get(..size as usize).unwrap_or(&bytes);
+    let mut bytes = [[0; 8]; LOOKED_AT];
+    for (bytes, word) in bytes.iter_mut().zip(begin) {
+        *bytes = word.to_le_bytes();
+    }
+    let there = (8 * begin.len()).min(usize::try_from(size).unwrap_or(usize::MAX));
+    let bytes = bytes.as_flattened();
+    let bytes = bytes.get(..there).unwrap_or(bytes);
     let len = bytes.iter().position(|b| *b == 0).unwrap_or(bytes.len());
     let text = bytes.get(..len).unwrap_or_default();
     if len < MIN_TEXT || text.iter().any(|b| *b < b' ' && !b"\t\n\r".contains(b)) {

@@ -59,24 +59,35 @@ pub(super) fn take_out(
     arenas: &[Range],
     heaps: &mut Heaps,
 ) {
-    let (mut free, caches, broken) = find(memory, threads, arenas, heaps);
+    let (free, caches, broken) = find(memory, threads, arenas, heaps);
     heaps.caches = caches.len() as u32;
     heaps.broken_lists = broken;
     if free.is_empty() && caches.is_empty() {
         return;
     }
+    // Blocks ascend, and few of them are meant: no look-up for each.
+    let mut out: Vec<(u64, Option<FreePlace>)> = free
+        .into_iter()
+        .map(|(at, place)| (at, Some(place)))
+        .chain(caches.into_iter().map(|at| (at, None)))
+        .collect();
+    // A cache that a list leads to is a chunk that was free before.
+    out.sort_unstable_by_key(|(at, place)| (*at, place.is_none()));
+    out.dedup_by_key(|(at, _)| *at);
+    let mut out = out.into_iter().peekable();
     for segment in &mut heaps.segments {
         let moved = &mut segment.free;
         segment.blocks.retain(|block| {
-            if let Some(place) = free.remove(&block.addr) {
-                let chunk = block.addr - HEADER;
-                moved.push(Free {
-                    chunk: Range::new(chunk, chunk + block.size + 8),
-                    place,
-                });
-                return false;
-            }
-            !caches.contains(&block.addr)
+            while out.next_if(|(at, _)| *at < block.addr).is_some() {}
+            let Some((_, place)) = out.next_if(|(at, _)| *at == block.addr) else {
+                return true;
+            };
+            let chunk = block.addr - HEADER;
+            moved.extend(place.map(|place| Free {
+                chunk: Range::new(chunk, chunk + block.size + 8),
+                place,
+            }));
+            false
         });
         moved.sort_unstable_by_key(|free| free.chunk.start);
     }

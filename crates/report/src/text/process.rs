@@ -240,7 +240,8 @@ pub(super) fn residence(page: &mut Page<'_>, residence: &Residence) -> io::Resul
 /// What happened to live bytes between looks.
 fn changed(watched: Watched) -> String {
     let way = match watched.bytes {
-        0.. => "more",
+        0 => return format!(", as many as {} before", duration::seconds(watched.seconds)),
+        1.. => "more",
         _ => "less",
     };
     format!(
