@@ -133,6 +133,8 @@ struct Found {
     picture: Picture,
     consistency: Consistency,
     pause: Duration,
+    /// Several looks agreed, or one was enough.
+    settled: bool,
     notices: Vec<Notice>,
 }
 
@@ -180,6 +182,7 @@ fn stopped(
                 Consistency::Stopped
             },
             pause,
+            settled: true,
             notices,
         });
     }
@@ -295,6 +298,7 @@ fn section(content: bool, facts: environs::Facts, found: Found) -> ProcessReport
         picture,
         consistency,
         pause,
+        settled,
         mut notices,
     } = found;
     let heaps = &picture.heaps;
@@ -338,7 +342,7 @@ fn section(content: bool, facts: environs::Facts, found: Found) -> ProcessReport
                 heaps: heaps.segments.len() as u64,
                 mapped_blocks: heaps.mapped.len() as u64,
                 unwalked_bytes: unwalked,
-                agrees: heaps.is_consistent(),
+                agrees: heaps.is_consistent() && settled,
                 looks: picture.looks,
             }),
         },

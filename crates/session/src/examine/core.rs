@@ -63,6 +63,7 @@ pub fn check_core(options: &CoreOptions) -> Result<Report, CheckError> {
         picture,
         consistency: Consistency::Stopped,
         pause: Duration::ZERO,
+        settled: true,
         notices: notices(&core),
     };
     let mut section = section(options.content, facts, found);

@@ -25,7 +25,11 @@ use crate::Word;
 
 /// Looks at a running process, at least and at most.
 const FEWEST: u64 = 3;
-const MOST: u64 = 12;
+const MOST: u64 = 24;
+/// So many looks in a row must find nothing to take back: where a program
+/// allocates and frees all the time, each look takes much for lost that was
+/// freed between the reading of the heap and that of the roots.
+const STEADY: u64 = 4;
 /// Between two of them: what a thread holds only in its registers is stored
 /// somewhere, or used up, long before.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -45,6 +49,7 @@ pub(super) fn racing(
     let mut live = LiveMemory::open(options.pid).map_err(failed)?;
     let mut agreed: Option<HashMap<Addr, Seen>> = None;
     let mut looks = 0;
+    let mut steady = 0;
     loop {
         looks += 1;
         progress(Word {
@@ -78,31 +83,42 @@ pub(super) fn racing(
                 agreed.into_iter().filter(again).collect()
             }
         };
-        let settled = before == Some(now.len()) && looks >= FEWEST;
-        if now.is_empty() || settled || looks >= MOST {
+        steady = match before {
+            Some(before) if before == now.len() => steady + 1,
+            _ => 0,
+        };
+        let settled = usable && (now.is_empty() || steady >= STEADY);
+        if settled || looks >= MOST {
+            let now = if settled { now } else { HashMap::new() };
             keep_only(&mut judged.marked, &judged.blocks, &now);
             return Ok(Found {
                 picture: Picture::of(memory, judged, usage.as_ref(), looks),
                 consistency: Consistency::Racing,
                 pause: Duration::ZERO,
-                notices: vec![Notice {
-                    code: "racing",
-                    message: format!(
-                        "the process ran on while memory was read: lost is what was lost and \
-                         unchanged in each of {}{}; what a thread holds in registers only is not \
-                         seen",
-                        quantity::counted(looks, "look"),
-                        if settled || before.is_none() {
-                            ""
-                        } else {
-                            ", the last of which still differed"
-                        },
-                    ),
-                }],
+                settled,
+                notices: vec![racing_notice(looks, settled)],
             });
         }
         agreed = Some(now);
         sleep(PAUSE);
+    }
+}
+
+fn racing_notice(looks: u64, settled: bool) -> Notice {
+    let looks = quantity::counted(looks, "look");
+    Notice {
+        code: "racing",
+        message: if settled {
+            format!(
+                "the process ran on while memory was read: lost is what was lost and unchanged in \
+                 each of {looks}; what a thread holds in registers only is not seen"
+            )
+        } else {
+            format!(
+                "the process ran on while memory was read, and {looks} did not agree on what is \
+                 lost: nothing is called lost; --mode stop tells"
+            )
+        },
     }
 }
 
