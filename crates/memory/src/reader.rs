@@ -44,7 +44,15 @@ pub trait MemoryReader {
 
     /// Fills `into` from `at`, or says where it failed; `into` is then
     /// unspecified.
-    fn read(&self, at: Addr, into: &mut [u8]) -> Result<(), Fault>;
+    fn read(&self, at: Addr, into: &mut [u8]) -> Result<(), Fault> {
+        match self.read_some(at, into) {
+            got if got == into.len() => Ok(()),
+            got => Err(Fault {
+                at: Addr(at.0.saturating_add(got as u64)),
+                reason: FaultReason::Unmapped,
+            }),
+        }
+    }
 
     /// Fills as much of `into` as is readable from `at` without a gap, and
     /// returns how many bytes that was. For scans.

@@ -86,6 +86,18 @@ pub struct LossSummary {
     pub suppressed: KindTotals,
 }
 
+impl LossSummary {
+    /// The totals of one kind.
+    pub fn of_mut(&mut self, kind: LossKind) -> &mut KindTotals {
+        match kind {
+            LossKind::Definite => &mut self.definite,
+            LossKind::Indirect => &mut self.indirect,
+            LossKind::Possible => &mut self.possible,
+            LossKind::Reachable => &mut self.reachable,
+        }
+    }
+}
+
 /// A symbolised frame.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Frame {

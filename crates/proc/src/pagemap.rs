@@ -15,6 +15,8 @@ const WORD: usize = 8;
 /// Bit of the word: the page is in memory
 /// (`Documentation/admin-guide/mm/pagemap.rst`).
 const PRESENT: u64 = 1 << 63;
+/// Bit of the word: the page is swapped out, or the kernel is just moving it.
+const SWAPPED: u64 = 1 << 62;
 /// Bytes of the file per read; whole words of a [`PageSet`], and of the
 /// file, which refuses any other length.
 const PIECE: usize = 1 << 16;
@@ -89,11 +91,11 @@ impl PageSet {
 
     /// Adds pages behind the last word; what is left of `text` behind its
     /// last whole word of the file is not a page.
-    fn extend(&mut self, text: &[u8]) {
+    fn extend(&mut self, text: &[u8], wanted: u64) {
         self.bits.extend(text.chunks(64 * WORD).map(|pages| {
             let (words, _) = pages.as_chunks::<WORD>();
             words.iter().enumerate().fold(0, |bits, (at, word)| {
-                let present = u64::from_le_bytes(*word) & PRESENT != 0;
+                let present = u64::from_le_bytes(*word) & wanted != 0;
                 bits | u64::from(present) << at
             })
         }));
@@ -111,7 +113,7 @@ pub fn parse(start: Addr, text: &[u8]) -> PageSet {
         first: start.0 / PAGE,
         bits: Vec::new(),
     };
-    set.extend(text);
+    set.extend(text, PRESENT);
     set
 }
 
@@ -140,6 +142,20 @@ impl Pagemap {
     /// # Errors
     /// Malformed when `range` is longer than 16 TiB; Gone, Denied or Io.
     pub fn present(&self, range: Range) -> Result<PageSet, ProcError> {
+        self.pages(range, PRESENT)
+    }
+
+    /// The pages of `range` that hold anything: those in memory, swapped out,
+    /// or on their way from one place to another. Any other page of private
+    /// anonymous memory is zeros. For the rest see [`Pagemap::present`].
+    ///
+    /// # Errors
+    /// Those of [`Pagemap::present`].
+    pub fn touched(&self, range: Range) -> Result<PageSet, ProcError> {
+        self.pages(range, PRESENT | SWAPPED)
+    }
+
+    fn pages(&self, range: Range, wanted_bits: u64) -> Result<PageSet, ProcError> {
         if range.len() > LONGEST {
             return Err(ProcError::range_too_long(&self.path, range.len(), LONGEST));
         }
@@ -154,7 +170,7 @@ impl Pagemap {
             let wanted = (end - at).min(PIECE as u64) as usize;
             let into = piece.get_mut(..wanted).unwrap_or_default();
             let length = read_at(&self.file, &self.path, into, at)?;
-            set.extend(into.get(..length).unwrap_or_default());
+            set.extend(into.get(..length).unwrap_or_default(), wanted_bits);
             // Behind the last address that a process can have.
             if length < wanted {
                 break;

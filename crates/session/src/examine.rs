@@ -40,8 +40,6 @@ use crate::Word;
 /// Looks until the heap agrees with itself: a thread may stand in the middle
 /// of malloc.
 const LOOKS: u64 = 6;
-/// From a chunk of glibc's to the block in it, bytes.
-const CHUNK_HEADER: u64 = 16;
 /// Between two of them.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(3);
 
@@ -270,7 +268,7 @@ fn judge(
     // Inside malloc and free a thread may know a block by its chunk only.
     let registers = threads.iter().flat_map(|t| &t.registers);
     plan.start_words
-        .extend(registers.map(|word| word.wrapping_add(CHUNK_HEADER)));
+        .extend(registers.map(|word| word.wrapping_add(glibc::CHUNK_HEADER)));
     let mut marked = mark(memory, &blocks, &plan, heuristics);
     if !heaps.is_consistent() {
         looks::doubt(&mut marked);

@@ -9,7 +9,7 @@
 //! the kernel did not write, because it can be read from the files that were
 //! mapped, is read from there.
 
-use leakscope_memory::{Fault, FaultReason, MemoryMap, MemoryReader, Region};
+use leakscope_memory::{MemoryMap, MemoryReader, Region};
 use leakscope_model::{Addr, Range, ThreadState};
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -411,17 +411,6 @@ impl CoreFile {
 impl MemoryReader for CoreFile {
     fn map(&self) -> &MemoryMap {
         &self.map
-    }
-
-    fn read(&self, at: Addr, into: &mut [u8]) -> Result<(), Fault> {
-        let got = self.read_some(at, into);
-        if got == into.len() {
-            return Ok(());
-        }
-        Err(Fault {
-            at: Addr(at.0.saturating_add(got as u64)),
-            reason: FaultReason::Unmapped,
-        })
     }
 
     fn read_some(&self, at: Addr, into: &mut [u8]) -> usize {

@@ -362,7 +362,7 @@ impl Gathering {
                         complete = false;
                     }
                 },
-                Some(State::Skipped) => taken.extend(self.blocked_state(tid)),
+                Some(State::Skipped) => taken.extend(blocked_state(&self.process, tid)),
                 // The first thread ended, and another took its id by
                 // starting a program.
                 Some(State::Ended)
@@ -400,22 +400,6 @@ impl Gathering {
                 stop.put_back = ptrace::set_registers(tid, &again).is_ok();
             }
         }
-    }
-
-    /// What the kernel tells of a thread that could not be stopped.
-    fn blocked_state(&self, tid: u32) -> Option<ThreadState> {
-        let (sp, registers) = match self.process.task(tid).syscall().ok()? {
-            Syscall::Running => return None,
-            Syscall::Blocked { sp, .. } => (sp, Vec::new()),
-            Syscall::Inside { sp, arguments, .. } => (sp, arguments.to_vec()),
-        };
-        Some(ThreadState {
-            tid,
-            sp: Addr(sp),
-            tcb: Addr(0),
-            registers,
-            in_syscall: true,
-        })
     }
 
     /// Lets every thread go; returns the pause.
@@ -465,6 +449,30 @@ impl Drop for Gathering {
     fn drop(&mut self) {
         self.release();
     }
+}
+
+/// What the kernel tells of the threads of `process` that are blocked, without
+/// stopping anybody: stack pointers and the arguments of their calls.
+pub fn blocked_threads(process: &Process) -> Vec<ThreadState> {
+    let tids = process.tasks().unwrap_or_default();
+    tids.into_iter()
+        .filter_map(|tid| blocked_state(process, tid))
+        .collect()
+}
+
+fn blocked_state(process: &Process, tid: u32) -> Option<ThreadState> {
+    let (sp, registers) = match process.task(tid).syscall().ok()? {
+        Syscall::Running => return None,
+        Syscall::Blocked { sp, .. } => (sp, Vec::new()),
+        Syscall::Inside { sp, arguments, .. } => (sp, arguments.to_vec()),
+    };
+    Some(ThreadState {
+        tid,
+        sp: Addr(sp),
+        tcb: Addr(0),
+        registers,
+        in_syscall: true,
+    })
 }
 
 /// The signal that a thread is stopped with, if it is.

@@ -25,6 +25,7 @@ mod sys;
 pub use core_file::{CoreError, CoreFile};
 pub use error::{OpenError, StopError};
 pub use exit::wait_exit;
+pub use gather::blocked_threads;
 pub use memory::LiveMemory;
 pub use refusal::{Refusal, RefusalCause};
 pub use stopped::{Stopped, stop};

@@ -12,7 +12,7 @@
 //! ("safe-linking").
 
 use super::segments::{Found, Free, FreePlace, Segment};
-use super::{Heaps, state};
+use super::{CHUNK_HEADER as HEADER, Heaps, state};
 use crate::words::read_words;
 use leakscope_memory::MemoryReader;
 use leakscope_model::{Addr, Range, ThreadState};
@@ -22,11 +22,11 @@ use std::collections::{HashMap, HashSet};
 const CACHED: usize = 7;
 /// Chunks in a bin of a cache at most: the counts have two bytes.
 const MOST_CACHED: usize = 1 << 16;
+/// Chunks in a fastbin at most: a hostile list may lead through all memory.
+const MOST_IN_FASTBIN: usize = 1 << 24;
 /// Bytes below the thread control block that hold glibc's own thread-local
 /// variables, the cache's address among them.
 const STATIC_TLS: u64 = 4096;
-/// From a chunk to its user's address.
-const HEADER: u64 = 16;
 
 /// The shape of a cache, by the usable size of its chunk.
 struct Shape {
@@ -143,7 +143,7 @@ fn find(
             let link = Link {
                 first: first.wrapping_add(HEADER),
                 shift: HEADER,
-                most: usize::MAX,
+                most: MOST_IN_FASTBIN,
             };
             if link.follow(memory, &is_block, &mut list).is_none() {
                 broken += 1;

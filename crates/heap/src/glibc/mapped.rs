@@ -4,8 +4,9 @@
 //! mapping   0 … | prev_size = bytes before the chunk | size, flag 2 | user's bytes …
 //! ```
 //! The chunk begins with the mapping, or later where an alignment was asked
-//! for (then what lies before was a chunk's beginning, and may look like one). The kernel joins mappings, so a block may begin at any page; which
-//! pages are tried depends on how many blocks the allocator says there are.
+//! for (then what lies before was a chunk's beginning, and may look like one).
+//! The kernel joins mappings, so a block may begin at any page; which pages are
+//! tried depends on how many blocks the allocator says there are.
 
 use super::segments::Found;
 use super::state::{IS_MMAPPED, MIN_CHUNK, SIZE_FLAGS};

@@ -25,6 +25,9 @@ use leakscope_model::{Range, ThreadState};
 pub use segments::{Found, Free, FreePlace, HEAD, Segment, arena_heaps, likely_starts};
 pub use state::{ARENA_HEAP, chunks_lead, main_arenas, mapped_chunk, top_end};
 
+/// From a chunk to the block in it, bytes.
+pub const CHUNK_HEADER: u64 = 16;
+
 /// Everything that glibc has, as far as it could be read.
 #[derive(Clone, Debug, Default)]
 pub struct Heaps {

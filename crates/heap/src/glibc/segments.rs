@@ -25,6 +25,9 @@ const CACHE_CHUNKS: [u64; 3] = [0x251, 0x291, 0x301];
 pub const HEAD: u64 = 1 << 20;
 /// Starts of heaps tried.
 const TRIES: usize = 64;
+/// Bytes walked in vain, all in all, while parts are looked for: the process
+/// stands still.
+const EFFORT: u64 = 256 << 20;
 /// Parts that a program may cut `[heap]` into.
 const MOST_PARTS: usize = 1024;
 /// Where the first chunk of a thread arena's heap may lie: behind `heap_info`
@@ -182,9 +185,10 @@ fn brk_segments(
 
 /// The chunks from `from` to `end`, in as many parts as fence posts make of
 /// them; none if they do not lead there.
-fn parts(words: &mut Words<'_>, from: u64, end: u64) -> Vec<Segment> {
+pub(super) fn parts(words: &mut Words<'_>, from: u64, end: u64) -> Vec<Segment> {
     let mut parts = Vec::new();
     let mut from = from;
+    let mut effort = EFFORT;
     while parts.len() < MOST_PARTS {
         let fence = match segment(words, from, end) {
             Ok(last) => {
@@ -202,12 +206,17 @@ fn parts(words: &mut Words<'_>, from: u64, end: u64) -> Vec<Segment> {
         let next = behind.skip(1).find(|at| {
             let header = words.at(at + 8);
             let likely = header.is_some_and(|w| w & PREV_INUSE != 0 && w & !SIZE_FLAGS != FENCE);
-            likely
-                && match segment(words, *at, end) {
-                    Ok(_) => true,
+            if !likely || effort == 0 {
+                return false;
+            }
+            match segment(words, *at, end) {
+                Ok(_) => true,
+                Err(stopped) => {
+                    effort = effort.saturating_sub(stopped.at - at);
                     // Behind it is another such place.
-                    Err(stopped) => stopped.fence.is_some_and(|f| f - at > HEAD),
+                    stopped.fence.is_some_and(|f| f - at > HEAD)
                 }
+            }
         });
         let Some(next) = next else { break };
         from = next;

@@ -418,3 +418,34 @@ fn the_program_may_move_the_break_in_between() {
     assert!(!inside, "the program's memory is a root");
     assert!(heaps.is_consistent(), "{heaps:?}");
 }
+
+/// Counts how often it is read.
+struct Counted<'a>(&'a FakeMemory, std::cell::Cell<u32>);
+
+impl MemoryReader for Counted<'_> {
+    fn map(&self) -> &leakscope_memory::MemoryMap {
+        self.0.map()
+    }
+
+    fn read_some(&self, at: Addr, into: &mut [u8]) -> usize {
+        self.1.set(self.1.get() + 1);
+        self.0.read_some(at, into)
+    }
+}
+
+#[test]
+fn looking_for_a_second_part_ends() {
+    // Fence posts, then at each 16 bytes a chunk that leads far, to nothing.
+    let mut memory = FakeMemory::new();
+    let len = 64 << 20;
+    memory.region(BREAK, len, "rw-p", "[heap]");
+    memory.words(BREAK + 8, &[0x31, 0, 0, 0, 0, 0, 0x11, 0, 0x11]);
+    for at in (BREAK + 0x50..BREAK + HEAD).step_by(16) {
+        memory.words(at + 8, &[(BREAK + len - 0x1000 - at) | 1]);
+    }
+    let counted = Counted(&memory, 0.into());
+    let mut words = crate::words::Words::new(&counted);
+    assert!(segments::parts(&mut words, BREAK, BREAK + len).is_empty());
+    // Two windows for each walk; there are 65 000 places to begin one.
+    assert!(counted.1.get() < 100, "{} reads", counted.1.get());
+}

@@ -2,8 +2,8 @@
 
 use leakscope_model::{Addr, Range};
 use leakscope_proc::{
-    DescriptorKind, ErrorKind, ProcRoot, Process, Syscall, auxv, cmdline, descriptor, maps,
-    pagemap, smaps, stat, status, syscall,
+    DescriptorKind, ErrorKind, PageSet, ProcRoot, Process, Syscall, auxv, cmdline, descriptor,
+    maps, pagemap, smaps, stat, status, syscall,
 };
 use proptest::prelude::*;
 use std::fs;
@@ -135,6 +135,21 @@ fn usage() {
     let found = with_file("smaps", text, |process| process.smaps().unwrap());
     let found: Vec<_> = found.iter().map(|u| (u.range, u.rss)).collect();
     assert_eq!(found, [(Range::new(0x1000, 0x2000), 3 << 10)]);
+}
+
+#[test]
+fn swapped_pages_are_touched_and_not_present() {
+    let bits = [0u64, 1 << 63, 1 << 62, 1 << 61, 3 << 62];
+    let text: Vec<u8> = bits.into_iter().flat_map(u64::to_le_bytes).collect();
+    let pagemap = with_file("pagemap", &text, |process| process.pagemap().unwrap());
+    let range = Range::new(0, 5 * 4096);
+    let pages = |set: PageSet| {
+        (0..5)
+            .filter(|i| set.contains(i * 4096))
+            .collect::<Vec<u64>>()
+    };
+    assert_eq!(pages(pagemap.present(range).unwrap()), [1, 4]);
+    assert_eq!(pages(pagemap.touched(range).unwrap()), [1, 2, 4]);
 }
 
 #[test]

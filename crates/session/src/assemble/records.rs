@@ -201,7 +201,7 @@ pub(crate) fn find(supervisor: &Supervisor, judgement: &Judgement, names: &mut N
             add(&mut loss.suppressed, direct);
             continue;
         }
-        add(sum_of(&mut loss, record.kind), direct);
+        add(loss.of_mut(record.kind), direct);
         if listed {
             let taken = frames.len().max(1);
             room = room.saturating_sub(taken);
@@ -341,15 +341,6 @@ fn suppressions(
         set.extend(builtin());
     }
     set
-}
-
-fn sum_of(loss: &mut LossSummary, kind: LossKind) -> &mut KindTotals {
-    match kind {
-        LossKind::Definite => &mut loss.definite,
-        LossKind::Indirect => &mut loss.indirect,
-        LossKind::Possible => &mut loss.possible,
-        LossKind::Reachable => &mut loss.reachable,
-    }
 }
 
 fn add(sum: &mut KindTotals, more: KindTotals) {

@@ -13,10 +13,9 @@ use leakscope_analysis::roots;
 use leakscope_heap::glibc::{self, Heaps};
 use leakscope_memory::MemoryReader;
 use leakscope_model::{
-    Addr, Consistency, Content, Family, Leak, LiveBlock, LossKind, LossSummary, Notice,
-    ThreadState, quantity,
+    Addr, Consistency, Content, Family, Leak, LiveBlock, LossKind, LossSummary, Notice, quantity,
 };
-use leakscope_proc::{Process, Syscall};
+use leakscope_proc::Process;
 use leakscope_tracee::LiveMemory;
 
 use super::usage::Usage;
@@ -57,7 +56,7 @@ pub(super) fn racing(
             is_lasting: false,
         });
         live.refresh().map_err(failed)?;
-        let mut threads = threads(process);
+        let mut threads = leakscope_tracee::blocked_threads(process);
         let usage = Usage::of(process, live.map(), &threads);
         let sparse = usage.as_ref().map(|usage| usage.reader(&live));
         let memory: &dyn MemoryReader = match &sparse {
@@ -169,42 +168,18 @@ fn keep_only(marked: &mut Marked, blocks: &[LiveBlock], agreed: &HashMap<Addr, S
             if let Some(leader) = marked.leader.get_mut(i) {
                 *leader = i as u32;
             }
+            if let Some(cycle) = marked.cycle.get_mut(i) {
+                *cycle = false;
+            }
         }
     }
-}
-
-/// What the kernel tells of threads that run on: the stack pointers of those
-/// that are blocked.
-fn threads(process: &Process) -> Vec<ThreadState> {
-    let tids = process.tasks().unwrap_or_default();
-    let state = |tid: u32| {
-        let (sp, registers) = match process.task(tid).syscall().ok()? {
-            Syscall::Running => return None,
-            Syscall::Blocked { sp, .. } => (sp, Vec::new()),
-            Syscall::Inside { sp, arguments, .. } => (sp, arguments.to_vec()),
-        };
-        Some(ThreadState {
-            tid,
-            sp: Addr(sp),
-            registers,
-            in_syscall: true,
-            ..ThreadState::default()
-        })
-    };
-    tids.into_iter().filter_map(state).collect()
 }
 
 /// Every block once, by kind.
 pub(super) fn summary(blocks: &[LiveBlock], marked: &Marked) -> LossSummary {
     let mut loss = LossSummary::default();
     for (block, kind) in blocks.iter().zip(&marked.kinds) {
-        let totals = match kind {
-            LossKind::Definite => &mut loss.definite,
-            LossKind::Indirect => &mut loss.indirect,
-            LossKind::Possible => &mut loss.possible,
-            LossKind::Reachable => &mut loss.reachable,
-        };
-        totals.add(block.size);
+        loss.of_mut(*kind).add(block.size);
     }
     loss
 }

@@ -4,7 +4,7 @@
 //! that is examined: of terabytes that AddressSanitizer or a Java virtual
 //! machine reserves, the page tables alone would fill the machine.
 
-use leakscope_memory::{Fault, FaultReason, MemoryMap, MemoryReader};
+use leakscope_memory::{MemoryMap, MemoryReader};
 use leakscope_model::{Addr, Range};
 use leakscope_proc::PageSet;
 
@@ -15,8 +15,11 @@ const PAGE: u64 = 4096;
 pub(super) enum Touched {
     /// None.
     Nothing,
-    /// These.
-    Pages(PageSet),
+    /// These; and those of them that are in RAM, where some are swapped out.
+    Pages {
+        touched: PageSet,
+        present: Option<PageSet>,
+    },
     /// Too large a mapping to know: nothing of it is read.
     Unknown,
 }
@@ -55,7 +58,7 @@ impl<'a> Sparse<'a> {
             return (most.min(range.start.0 - at), true);
         }
         let most = most.min(range.end.0 - at);
-        let Touched::Pages(pages) = touched else {
+        let Touched::Pages { touched: pages, .. } = touched else {
             return (most, false);
         };
         let first = pages.contains(at);
@@ -70,23 +73,6 @@ impl<'a> Sparse<'a> {
 impl MemoryReader for Sparse<'_> {
     fn map(&self) -> &MemoryMap {
         &self.map
-    }
-
-    fn read(&self, at: Addr, into: &mut [u8]) -> Result<(), Fault> {
-        let wanted = into.len();
-        let got = self.read_some(at, into);
-        if got == wanted {
-            return Ok(());
-        }
-        let here = Addr(at.0.saturating_add(got as u64));
-        // Says why; a page that came just now is none the worse for it.
-        match self.inner.read(here, &mut [0]) {
-            Err(fault) => Err(fault),
-            Ok(()) => Err(Fault {
-                at: here,
-                reason: FaultReason::Unmapped,
-            }),
-        }
     }
 
     fn read_some(&self, at: Addr, into: &mut [u8]) -> usize {
@@ -139,7 +125,13 @@ mod tests {
         let words: Vec<u8> = words.collect();
         let pages = leakscope_proc::pagemap::parse(Addr(0x10000), &words);
         let touched = vec![
-            (Range::new(0x10000, 0x18000), Touched::Pages(pages)),
+            (
+                Range::new(0x10000, 0x18000),
+                Touched::Pages {
+                    touched: pages,
+                    present: None,
+                },
+            ),
             (Range::new(0x20000, 0x22000), Touched::Nothing),
             (Range::new(0x30000, 0x32000), Touched::Unknown),
         ];

@@ -15,8 +15,7 @@ use super::sparse::{Sparse, Touched};
 pub(super) struct Usage {
     /// Every mapping and how much of it is in RAM.
     pub mapped: Vec<Mapped>,
-    /// Pages of private anonymous mappings that were touched, ascending; none
-    /// of those that are partly swapped out, which are read as a whole.
+    /// Pages of private anonymous mappings that were touched, ascending.
     touched: Vec<(Range, Touched)>,
     last: Cell<usize>,
 }
@@ -36,8 +35,8 @@ impl Usage {
         let private = [Use::Anonymous, Use::Stack];
         let touched = mapped
             .iter()
-            .filter(|m| private.contains(&m.used_as) && m.swap == 0)
-            .map(|m| (m.range, touched(&pagemap, m)))
+            .filter(|m| private.contains(&m.used_as))
+            .filter_map(|m| Some((m.range, touched(&pagemap, m)?)))
             .collect();
         Some(Usage {
             mapped,
@@ -85,23 +84,28 @@ impl Usage {
 /// GiB.
 const ASKED: u64 = 64 << 30;
 
-fn touched(pagemap: &Pagemap, mapped: &Mapped) -> Touched {
-    if mapped.rss == 0 {
-        return Touched::Nothing;
+/// `None` when the kernel does not tell: then all of it is read.
+fn touched(pagemap: &Pagemap, mapped: &Mapped) -> Option<Touched> {
+    if mapped.rss == 0 && mapped.swap == 0 {
+        return Some(Touched::Nothing);
     }
     if mapped.range.len() > ASKED {
-        return Touched::Unknown;
+        return Some(Touched::Unknown);
     }
-    match pagemap.present(mapped.range) {
-        Ok(pages) => Touched::Pages(pages),
-        Err(_) => Touched::Unknown,
-    }
+    let present = || pagemap.present(mapped.range).ok();
+    Some(Touched::Pages {
+        touched: pagemap.touched(mapped.range).ok()?,
+        present: if mapped.swap > 0 { present() } else { None },
+    })
 }
 
 impl Touched {
     fn resident(&self, range: Range) -> u64 {
         match self {
-            Touched::Pages(pages) => pages.overlap(range.start.0, range.end.0),
+            Touched::Pages { touched, present } => {
+                let pages = present.as_ref().unwrap_or(touched);
+                pages.overlap(range.start.0, range.end.0)
+            }
             Touched::Nothing | Touched::Unknown => 0,
         }
     }
