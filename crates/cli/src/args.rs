@@ -168,8 +168,10 @@ pub struct Check {
     #[command(flatten)]
     pub report: ReportOptions,
 
-    /// How memory is read: auto (stop), stop (all threads stand still
-    /// meanwhile) or racing (nobody is stopped; several looks must agree)
+    /// How memory is read: fork (the process is stopped for the moment that it
+    /// takes to copy itself), stop (all threads stand still meanwhile), racing
+    /// (nobody is stopped; several looks must agree) or auto (fork where that
+    /// is safe, else stop)
     #[arg(long, value_name = "MODE", default_value = "auto", help_heading = LOOK)]
     pub mode: Mode,
 
@@ -216,6 +218,8 @@ pub enum Mode {
     Auto,
     /// All threads stand still
     Stop,
+    /// A copy is made and read
+    Fork,
     /// Nobody is stopped
     Racing,
 }

@@ -16,6 +16,7 @@ mod number;
 mod root;
 
 pub mod auxv;
+pub mod cgroup;
 pub mod cmdline;
 pub mod descriptor;
 pub mod maps;
@@ -30,7 +31,7 @@ pub use error::{ErrorKind, ProcError};
 pub use maps::Maps;
 pub use pagemap::{PageSet, Pagemap};
 pub use root::{ProcRoot, Process};
-pub use smaps::MappedUsage;
+pub use smaps::{MappedFlags, MappedUsage};
 pub use stat::Stat;
 pub use status::Status;
 pub use syscall::Syscall;

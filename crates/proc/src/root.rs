@@ -235,6 +235,11 @@ fn read(path: &Path, limit: u64) -> Result<Vec<u8>, ProcError> {
     }
 }
 
+/// A small file outside of a process's directory.
+pub(crate) fn read_small(path: &Path) -> Result<Vec<u8>, ProcError> {
+    read(path, SMALL)
+}
+
 fn link(path: &Path) -> Result<Vec<u8>, ProcError> {
     let target = fs::read_link(path).map_err(|e| ProcError::io(path, e))?;
     Ok(target.into_os_string().into_vec())

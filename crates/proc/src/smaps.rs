@@ -26,6 +26,21 @@ pub struct MappedUsage {
     pub shared_clean: u64,
     /// Resident, with other users, changed.
     pub shared_dirty: u64,
+    /// What the kernel does with it.
+    pub flags: MappedFlags,
+}
+
+/// Flags of a mapping (`VmFlags`, `Documentation/filesystems/proc.rst`) that
+/// matter when the process is copied.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MappedFlags {
+    /// `dc`: a forked process does not have it (`MADV_DONTFORK`).
+    pub not_forked: bool,
+    /// `wf`: a forked process finds zeros there (`MADV_WIPEONFORK`).
+    pub wiped_on_fork: bool,
+    /// `um`, `uw`, `ui`: the program handles faults there itself
+    /// (`userfaultfd(2)`).
+    pub userfault: bool,
 }
 
 /// Takes the mappings and keys it knows; everything else is skipped.
@@ -55,6 +70,12 @@ pub fn parse(text: &[u8]) -> Vec<MappedUsage> {
             continue;
         };
         let usage = found.last_mut().filter(|_| known);
+        if key == b"VmFlags" {
+            if let Some(usage) = usage {
+                usage.flags = flags(parts);
+            }
+            continue;
+        }
         let (Some(usage), Some(value), Some(b"kB")) =
             (usage, parts.next().and_then(decimal), parts.next())
         else {
@@ -74,6 +95,19 @@ pub fn parse(text: &[u8]) -> Vec<MappedUsage> {
         *field = value.saturating_mul(1024);
     }
     ascending(found)
+}
+
+fn flags<'a>(names: impl Iterator<Item = &'a [u8]>) -> MappedFlags {
+    let mut flags = MappedFlags::default();
+    for name in names {
+        match name {
+            b"dc" => flags.not_forked = true,
+            b"wf" => flags.wiped_on_fork = true,
+            b"um" | b"uw" | b"ui" => flags.userfault = true,
+            _ => {}
+        }
+    }
+    flags
 }
 
 fn ascending(mut found: Vec<MappedUsage>) -> Vec<MappedUsage> {
@@ -136,6 +170,29 @@ VmFlags: mr mw me
 ";
 
     #[test]
+    fn flags_that_matter_to_a_copy() {
+        let text = "\
+7f3a58000000-7f3a5c000000 rw-p 00000000 00:00 0 
+VmFlags: rd wr mr wf um 
+7f3a60000000-7f3a60001000 rw-p 00000000 00:00 0 
+VmFlags: rd wr dc 
+";
+        let flags: Vec<MappedFlags> = parse(text.as_bytes()).iter().map(|u| u.flags).collect();
+        let want = [
+            MappedFlags {
+                not_forked: false,
+                wiped_on_fork: true,
+                userfault: true,
+            },
+            MappedFlags {
+                not_forked: true,
+                ..MappedFlags::default()
+            },
+        ];
+        assert_eq!(flags, want);
+    }
+
+    #[test]
     fn each_mapping_with_its_keys() {
         let want = [
             MappedUsage {
@@ -148,6 +205,7 @@ VmFlags: mr mw me
                 private_dirty: 43581 << 10,
                 shared_clean: 7 << 10,
                 shared_dirty: 11 << 10,
+                flags: MappedFlags::default(),
             },
             MappedUsage {
                 range: Range::new(0x7f3a_60a2_8000, 0x7f3a_60b7_d000),

@@ -24,6 +24,8 @@ pub struct Status {
     pub namespace_pids: Vec<u32>,
     /// Resident bytes.
     pub resident_bytes: Option<u64>,
+    /// Resident bytes that no file backs.
+    pub anonymous_bytes: Option<u64>,
     /// Number of threads.
     pub threads: Option<u32>,
     /// Signals pending for this thread; bit 0 is signal 1.
@@ -36,6 +38,8 @@ pub struct Status {
     pub capabilities: Option<u64>,
     /// 0 none, 1 strict, 2 filter.
     pub seccomp: Option<u32>,
+    /// The processor keeps return addresses on a second stack (x86-64's CET).
+    pub has_shadow_stack: bool,
 }
 
 impl Status {
@@ -74,19 +78,25 @@ pub fn parse(text: &[u8]) -> Status {
             b"Uid" => status.uids = four(value),
             b"Gid" => status.gids = four(value),
             b"NSpid" => status.namespace_pids = words(value).map_while(decimal32).collect(),
-            b"VmRSS" => {
-                status.resident_bytes = word().and_then(decimal).and_then(|k| k.checked_mul(1024));
-            }
+            b"VmRSS" => status.resident_bytes = kilobytes(value),
+            b"RssAnon" => status.anonymous_bytes = kilobytes(value),
             b"Threads" => status.threads = word().and_then(decimal32),
             b"SigPnd" => status.thread_pending = word().and_then(hex),
             b"ShdPnd" => status.process_pending = word().and_then(hex),
             b"SigBlk" => status.blocked = word().and_then(hex),
             b"CapEff" => status.capabilities = word().and_then(hex),
+            b"x86_Thread_features" => {
+                status.has_shadow_stack = words(value).any(|feature| feature == b"shstk");
+            }
             b"Seccomp" => status.seccomp = word().and_then(decimal32),
             _ => {}
         }
     }
     status
+}
+
+fn kilobytes(value: &[u8]) -> Option<u64> {
+    words(value).next().and_then(decimal)?.checked_mul(1024)
 }
 
 fn four(value: &[u8]) -> Option<[u32; 4]> {

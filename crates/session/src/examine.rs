@@ -7,6 +7,7 @@
 
 mod core;
 mod environs;
+mod forked;
 mod looks;
 mod sparse;
 mod usage;
@@ -67,6 +68,9 @@ pub enum Mode {
     Auto,
     /// All threads are stopped while memory is read.
     Stop,
+    /// The process is stopped for as long as it takes to copy itself, and the
+    /// copy is read.
+    Fork,
     /// Nobody is stopped: what is lost in every one of several looks, and
     /// unchanged, is lost.
     Racing,
@@ -120,7 +124,12 @@ fn look(
     progress: &mut dyn FnMut(Word<'_>),
 ) -> Result<ProcessReport, CheckError> {
     let found = match options.mode {
-        Mode::Auto | Mode::Stop => stopped(options, process, progress)?,
+        Mode::Auto => match forked::forked(options, process, progress)? {
+            Ok(found) => found,
+            Err(why) => forked::instead(&why, stopped(options, process, progress)?),
+        },
+        Mode::Fork => forked::forked(options, process, progress)?.map_err(forked::refused)?,
+        Mode::Stop => stopped(options, process, progress)?,
         Mode::Racing => looks::racing(options, process, progress)?,
     };
     Ok(section(options.content, environs::facts(process), found))
@@ -148,8 +157,8 @@ fn stopped(
             text: "reading memory",
             is_lasting: false,
         });
-        let stopped =
-            leakscope_tracee::stop(options.pid).map_err(|e| error(format!("failed to {e}")))?;
+        let stopped = leakscope_tracee::stop_guarded(options.pid);
+        let stopped = stopped.map_err(|e| error(format!("failed to {e}")))?;
         let threads = stopped.threads();
         let usage = Usage::of(process, stopped.memory().map(), threads);
         let sparse = usage.as_ref().map(|usage| usage.reader(stopped.memory()));

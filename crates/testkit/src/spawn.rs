@@ -142,10 +142,11 @@ impl Target {
         self.lines.try_recv().is_err()
     }
 
-    /// Writes a line to its input. A program that has ended does not mind.
+    /// Writes a line to its input, as a whole: one `read` gets it. A program
+    /// that has ended does not mind.
     pub fn send(&mut self, line: &str) {
         if let Some(stdin) = &mut self.stdin {
-            let _ = writeln!(stdin, "{line}").and_then(|()| stdin.flush());
+            let _ = stdin.write_all(format!("{line}\n").as_bytes());
         }
     }
 

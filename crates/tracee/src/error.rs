@@ -31,6 +31,8 @@ pub enum StopError {
     TimedOut(u32),
     /// Anything else.
     Io(String, io::Error),
+    /// The same, told by the process that tried it for us.
+    Told(String),
 }
 
 impl OpenError {
@@ -72,6 +74,7 @@ impl fmt::Display for StopError {
                 write!(f, "stop process {pid}: its threads did not stop in time")
             }
             StopError::Io(text, source) => write!(f, "{text}: {source}"),
+            StopError::Told(text) => f.write_str(text),
         }
     }
 }

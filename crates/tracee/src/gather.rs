@@ -39,6 +39,8 @@ const PATIENCE_WHEN_BUSY: Duration = Duration::from_secs(1);
 const LIMIT: Duration = Duration::from_secs(10);
 /// How long an earlier stop of our own process may take to be over.
 const PATIENCE_WITH_OURSELVES: Duration = Duration::from_millis(300);
+/// Names of threads that trace, `leakscope-` before them.
+const TRACERS: [&[u8]; 2] = [b"leakscope-stop", b"leakscope-fork"];
 /// Pauses between two looks, growing from the first to the second.
 const FIRST_NAP: Duration = Duration::from_micros(50);
 const LONGEST_NAP: Duration = Duration::from_millis(1);
@@ -146,6 +148,34 @@ impl Gathering {
         }
     }
 
+    /// Stops one of the threads: the first that can make a call, else the first
+    /// that stops at all.
+    ///
+    /// # Errors
+    /// As [`stop_all`](Gathering::stop_all).
+    pub(crate) fn stop_any(&mut self) -> Result<(), StopError> {
+        self.began = Instant::now();
+        let listed = self.list()?;
+        // Those inside a call first, the first thread before the others.
+        let is_running = |&tid: &u32| {
+            matches!(
+                self.process.task(tid).syscall(),
+                Ok(Syscall::Running) | Err(_)
+            )
+        };
+        let (running, inside): (Vec<u32>, Vec<u32>) = listed.into_iter().partition(is_running);
+        for tid in inside.into_iter().chain(running) {
+            self.seize_new(&[tid])?;
+            self.await_stops();
+            if matches!(self.threads.get(&tid), Some(State::Stopped(_)))
+                && self.take_registers(&[tid]).is_some()
+            {
+                return Ok(());
+            }
+        }
+        Err(StopError::TimedOut(self.pid))
+    }
+
     fn judge(&self, threads: Vec<ThreadState>) -> Result<Vec<ThreadState>, StopError> {
         let stopped = |state: &State| matches!(state, State::Stopped(_));
         if self.threads.values().any(stopped) {
@@ -230,10 +260,15 @@ impl Gathering {
         }
     }
 
-    /// True for a thread of our own process.
+    /// True for a thread of our own process, or of the guard of one of us that
+    /// was killed: it will be gone in a moment.
     fn is_ours(&self, tid: u32) -> bool {
-        let own = ProcRoot::default().process(std::process::id());
-        tid != 0 && own.task(tid).stat().is_ok()
+        let root = ProcRoot::default();
+        let own = root.process(std::process::id());
+        let is_guard = || root.process(tid).stat().map(|stat| stat.comm);
+        tid != 0
+            && (own.task(tid).stat().is_ok()
+                || is_guard().is_ok_and(|name| TRACERS.contains(&&name[..])))
     }
 
     /// True when the kernel's other check of the same permission passes: a
@@ -425,6 +460,25 @@ impl Gathering {
         self.began.elapsed()
     }
 
+    /// After the release: lets threads go that could not be stopped and have
+    /// come to their stop since.
+    pub(crate) fn release_rest(&mut self) {
+        self.threads.retain(|&tid, state| match state {
+            State::Awaited | State::Skipped => match wait::peek(tid) {
+                Ok(Change::Nothing) => true,
+                // Its status is its parent's.
+                Ok(Change::Ended) if tid == self.pid => false,
+                Ok(Change::Ended) => {
+                    wait::take(tid);
+                    false
+                }
+                Ok(Change::Stopped(_)) => ptrace::detach(tid, late_signal(tid)).is_err(),
+                Err(_) => false,
+            },
+            State::Stopped(_) | State::Ended => false,
+        });
+    }
+
     /// After the release: false when threads remain that the kernel lets go
     /// only when the calling thread ends.
     pub(crate) fn are_all_detached(&self) -> bool {
@@ -499,5 +553,6 @@ fn thread_state(tid: u32, r: &Registers) -> ThreadState {
     }
 }
 
+pub(crate) mod call;
 #[cfg(test)]
 mod tests;

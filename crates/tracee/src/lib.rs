@@ -6,16 +6,23 @@
 //! exactly as if nothing had happened: its signals are delivered, its
 //! blocked calls go on waiting, and a stopped process stays stopped.
 //!
-//! What it never does: write to the target's memory, run code in it, wait
-//! for processes that are not its business, judge what it reads.
+//! [`fork`] stops it only for as long as it takes to copy itself. For that one
+//! of its threads makes a system call for us, and memory below that thread's
+//! stack is written to, as the kernel would for a signal.
 //!
-//! Begin with [`stop`], or with [`LiveMemory::open`] where stopping is not
+//! What it never does: change memory that the target uses, bring code into
+//! it, wait for processes that are not its business, judge what it reads.
+//!
+//! Begin with [`fork`] or [`stop`], or with [`LiveMemory::open`] where stopping is not
 //! wanted or not allowed.
 
 mod core_file;
 mod error;
 mod exit;
+mod fork;
 mod gather;
+mod guard;
+mod inject;
 mod memory;
 mod refusal;
 mod restart;
@@ -25,7 +32,8 @@ mod sys;
 pub use core_file::{CoreError, CoreFile};
 pub use error::{OpenError, StopError};
 pub use exit::wait_exit;
+pub use fork::{Ended, ForkError, Forked, fork, fork_here};
 pub use gather::blocked_threads;
 pub use memory::LiveMemory;
 pub use refusal::{Refusal, RefusalCause};
-pub use stopped::{Stopped, stop};
+pub use stopped::{Stopped, stop, stop_guarded};

@@ -95,6 +95,11 @@ impl LiveMemory {
         self.pid
     }
 
+    /// A thread of it that was alive when its memory was opened.
+    pub(crate) fn live_thread(&self) -> &Process {
+        &self.via
+    }
+
     /// When the process started, in clock ticks since boot.
     pub fn start_time(&self) -> u64 {
         self.start_time

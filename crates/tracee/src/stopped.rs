@@ -1,7 +1,9 @@
 //! A process whose threads are all stopped.
 
 use crate::error::StopError;
+use crate::fork::{Ended, ForkError};
 use crate::gather::Gathering;
+use crate::guard::{self, Guard, NoReply, nanos, put, put_threads, word};
 use crate::memory::LiveMemory;
 use crate::sys::{own_tid, wait};
 use leakscope_model::ThreadState;
@@ -30,7 +32,7 @@ pub fn stop(pid: u32) -> Result<Stopped, StopError> {
         .name("leakscope-stop".to_owned())
         .spawn(move || trace(pid, &report, &released))
         .map_err(|e| StopError::Io(format!("start a thread to stop process {pid}"), e))?;
-    let tracer = Tracer {
+    let tracer = Tracer::Thread {
         release: Some(release),
         thread: Some(tracer),
     };
@@ -54,12 +56,56 @@ pub fn stop(pid: u32) -> Result<Stopped, StopError> {
     }
 }
 
+/// As [`stop`], by a process of our own that outlives the death of this one
+/// for as long as it takes to let the process go. Not for a process that this
+/// one started: it is nobody's ancestor.
+///
+/// # Errors
+/// As [`stop`].
+pub fn stop_guarded(pid: u32) -> Result<Stopped, StopError> {
+    let guard = Guard::start(|line| match stop(pid) {
+        Ok(stopped) => {
+            let mut message = Vec::new();
+            put(&mut message, nanos(stopped.pause_so_far()));
+            put_threads(&mut message, stopped.threads(), stopped.skipped());
+            if line.found(&message) {
+                line.wait();
+            }
+            let pause = stopped.release();
+            line.ended(Ended { pause, taken: true });
+        }
+        Err(error) => line.failed(&error.into()),
+    });
+    let Ok(mut guard) = guard else {
+        return stop(pid);
+    };
+    let picture = guard.reply(|from| {
+        let pause = Duration::from_nanos(word(from)?);
+        Ok((pause, guard::threads(from)?))
+    });
+    let (pause, (threads, skipped)) = match picture {
+        Ok(picture) => picture,
+        Err(NoReply::Told(ForkError::Stop(error))) => return Err(error),
+        Err(_) => return stop(pid),
+    };
+    let now = Instant::now();
+    Ok(Stopped {
+        picture: Picture {
+            began: now.checked_sub(pause).unwrap_or(now),
+            threads,
+            skipped,
+            memory: LiveMemory::open(pid)?,
+        },
+        tracer: Tracer::Process(guard),
+    })
+}
+
 /// Frees a thread of `pid` that is starting another program, and with it our
 /// own tracing thread. The former holds a lock and waits until all other
 /// threads have ended and their notices are taken; the latter, about to seize
 /// it, waits for that lock, and cannot take the notices of the threads that
 /// it traces already. Any thread of ours can.
-fn take_ended_threads(pid: u32) {
+pub(crate) fn take_ended_threads(pid: u32) {
     let process = ProcRoot::default().process(pid);
     for tid in process.tasks().unwrap_or_default() {
         let ended = process.task(tid).stat().is_ok_and(|s| s.is_dead());
@@ -130,17 +176,24 @@ fn let_go(gathering: &mut Gathering) -> Release {
 /// How long the kernel may take to end the tracing thread.
 const END: Duration = Duration::from_secs(2);
 
-/// The tracing thread and the way to end it.
+/// Who traces, and the way to end it.
 #[derive(Debug)]
-struct Tracer {
-    release: Option<Sender<()>>,
-    thread: Option<JoinHandle<Release>>,
+enum Tracer {
+    Thread {
+        release: Option<Sender<()>>,
+        thread: Option<JoinHandle<Release>>,
+    },
+    Process(Guard),
 }
 
 impl Tracer {
     fn end(&mut self) -> Option<Duration> {
-        drop(self.release.take());
-        let release = self.thread.take()?.join().ok()?;
+        let (release, thread) = match self {
+            Tracer::Thread { release, thread } => (release, thread),
+            Tracer::Process(guard) => return guard.end().map(|ended| ended.pause),
+        };
+        drop(release.take());
+        let release = thread.take()?.join().ok()?;
         if let Some(tid) = release.remaining {
             // Joining returns a little before the kernel lets go.
             let own = ProcRoot::default().process(std::process::id());

@@ -83,11 +83,11 @@ pub fn trials() -> Vec<Trial> {
     cases.chain(programs).collect()
 }
 
-fn can_examine() -> bool {
+pub fn can_examine() -> bool {
     need(Need::Ptrace) && need(Need::Compiler)
 }
 
-fn ensure(good: bool, what: impl FnOnce() -> String) -> Outcome {
+pub fn ensure(good: bool, what: impl FnOnce() -> String) -> Outcome {
     if good { Ok(()) } else { Err(what()) }
 }
 
@@ -111,13 +111,13 @@ fn at_its_end(fixture: &Fixture) -> Result<Option<Target>, String> {
     }
 }
 
-fn named(name: &str) -> Result<Target, String> {
+pub fn named(name: &str) -> Result<Target, String> {
     let fixture = Fixture::read(&build::programs().join(name))?;
     at_its_end(&fixture)?.ok_or_else(|| format!("{name} ended"))
 }
 
 /// `leakscope check OPTIONS`, as a user calls it.
-fn check(options: &[&str]) -> Result<Done, String> {
+pub fn check(options: &[&str]) -> Result<Done, String> {
     let leakscope = build::leakscope()?;
     let mut argv = vec![leakscope.into_os_string(), "check".into()];
     argv.extend(options.iter().map(Into::into));
@@ -125,7 +125,7 @@ fn check(options: &[&str]) -> Result<Done, String> {
 }
 
 /// The one section of its JSON report.
-fn section(target: &Target, options: &[&str]) -> Result<Section, String> {
+pub fn section(target: &Target, options: &[&str]) -> Result<Section, String> {
     let pid = target.pid().to_string();
     let mut all = vec!["--format", "json", &pid];
     all.extend(options);
@@ -324,7 +324,7 @@ fn what_grows_is_told() -> Outcome {
     let program = leakscope_testkit::compile_c(GROWING, &[]);
     let mut target = Target::spawn(&mut program.command());
     target.expect_line("runs");
-    for mode in ["stop", "racing"] {
+    for mode in ["stop", "fork", "racing"] {
         let options = ["--mode", mode, "--wait", "900ms", "--every", "150ms"];
         let section = section(&target, &options)?;
         let rising: Vec<_> = section
@@ -467,7 +467,7 @@ fn untouched_memory_stays_untouched() -> Outcome {
         number.ok_or_else(|| format!("no VmPTE in {status}"))
     };
     let before = page_tables()?;
-    for mode in ["stop", "racing"] {
+    for mode in ["stop", "fork", "racing"] {
         section(&target, &["--mode", mode])?;
         let after = page_tables()?;
         // Reading all of it would take 32 MiB of page tables.
@@ -507,7 +507,7 @@ fn racing_invents_nothing() -> Outcome {
     let mut target = Target::spawn(&mut program.command());
     target.expect_line("runs");
     for round in 0..5 {
-        for mode in ["racing", "stop"] {
+        for mode in ["racing", "stop", "fork"] {
             let section = section(&target, &["--mode", mode])?;
             ensure(section.loss("definite") == (0, 0), || {
                 format!("round {round}, {mode}: {}", section.summary())
@@ -594,8 +594,8 @@ fn refusals() -> Outcome {
 /// Examined over and over, it ends as it would have.
 fn the_target_goes_on() -> Outcome {
     let mut target = named("type_objects.cc")?;
-    for round in 0..23 {
-        let mode = ["stop", "racing", "auto"][round % 3];
+    for round in 0..24 {
+        let mode = ["stop", "racing", "auto", "fork"][round % 4];
         let section = section(&target, &["--mode", mode])?;
         let (_, blocks) = section.loss("definite");
         ensure(blocks == 28, || {

@@ -42,6 +42,7 @@ pub fn check(args: args::Check) -> Result<u8, Failure> {
         mode: match args.mode {
             Mode::Auto => leakscope_session::Mode::Auto,
             Mode::Stop => leakscope_session::Mode::Stop,
+            Mode::Fork => leakscope_session::Mode::Fork,
             Mode::Racing => leakscope_session::Mode::Racing,
         },
         heuristics: args.interior_heuristics,

@@ -294,7 +294,7 @@ pub(super) fn coverage(page: &mut Page<'_>, process: &ProcessReport) -> io::Resu
     clauses.push(match c.consistency {
         Consistency::Stopped if from_core(process) => "read from a core file".to_owned(),
         Consistency::Stopped => format!("all threads stopped for {pause} while memory was read"),
-        Consistency::Forked => format!("a forked copy read, pause {pause}"),
+        Consistency::Forked => format!("a copy of the process read, which stopped it for {pause}"),
         Consistency::Racing => "threads ran while memory was read".to_owned(),
         Consistency::Dead => "the process was gone, no memory could be read".to_owned(),
     });

@@ -5,7 +5,7 @@ use std::cell::Cell;
 use leakscope_analysis::residence::{Mapped, Use};
 use leakscope_memory::{MemoryMap, MemoryReader};
 use leakscope_model::{Range, ThreadState};
-use leakscope_proc::{Pagemap, Process};
+use leakscope_proc::{MappedUsage, Pagemap, Process};
 
 use super::sparse::{Sparse, Touched};
 
@@ -25,6 +25,55 @@ impl Usage {
     pub(super) fn of(process: &Process, map: &MemoryMap, threads: &[ThreadState]) -> Option<Usage> {
         let usage = process.smaps().ok()?;
         let pagemap = process.pagemap().ok()?;
+        Some(Usage::new(map, threads, &usage, |mapped| {
+            touched(&pagemap, mapped)
+        }))
+    }
+
+    /// Of a process that was copied: `copy` has what was private to it, and the
+    /// process itself what it shares with others, and what is not copied.
+    pub(super) fn of_copy(
+        process: &Process,
+        copy: &Process,
+        map: &MemoryMap,
+        threads: &[ThreadState],
+    ) -> Option<Usage> {
+        let of_copy = copy.smaps().ok()?;
+        let pages = copy.pagemap().ok()?;
+        // It may have ended meanwhile.
+        let own = process.smaps().unwrap_or_default();
+        let own_pages = process.pagemap().ok();
+        let find = |all: &[MappedUsage], range: Range| {
+            let at = all.binary_search_by_key(&range.start, |usage| usage.range.start);
+            let found = at.ok().and_then(|at| all.get(at)).copied();
+            found.filter(|usage| usage.range == range)
+        };
+        let is_kept = |usage: &MappedUsage| usage.flags.not_forked || usage.flags.wiped_on_fork;
+        let usage = map.regions().iter().filter_map(|region| {
+            let now = find(&own, region.range);
+            let then = find(&of_copy, region.range);
+            let private = PRIVATE.contains(&used_as(map, threads, region.range));
+            match now.filter(|now| !private || is_kept(now)) {
+                Some(now) => Some(now),
+                None => then.or(now),
+            }
+        });
+        let usage: Vec<MappedUsage> = usage.collect();
+        Some(Usage::new(map, threads, &usage, |mapped| {
+            let is_kept = find(&own, mapped.range).is_some_and(|usage| is_kept(&usage));
+            match own_pages.as_ref().filter(|_| is_kept) {
+                Some(pages) => touched(pages, mapped),
+                None => touched(&pages, mapped),
+            }
+        }))
+    }
+
+    fn new(
+        map: &MemoryMap,
+        threads: &[ThreadState],
+        usage: &[MappedUsage],
+        touched: impl Fn(&Mapped) -> Option<Touched>,
+    ) -> Usage {
         let mapped = usage.iter().map(|usage| Mapped {
             range: usage.range,
             used_as: used_as(map, threads, usage.range),
@@ -32,17 +81,16 @@ impl Usage {
             swap: usage.swap,
         });
         let mapped: Vec<Mapped> = mapped.collect();
-        let private = [Use::Anonymous, Use::Stack];
         let touched = mapped
             .iter()
-            .filter(|m| private.contains(&m.used_as))
-            .filter_map(|m| Some((m.range, touched(&pagemap, m)?)))
+            .filter(|m| PRIVATE.contains(&m.used_as))
+            .filter_map(|m| Some((m.range, touched(m)?)))
             .collect();
-        Some(Usage {
+        Usage {
             mapped,
             touched,
             last: Cell::new(0),
-        })
+        }
     }
 
     /// Reads only what was touched.
@@ -79,6 +127,9 @@ impl Usage {
             .fold(0, u64::saturating_add)
     }
 }
+
+/// What no other process sees.
+const PRIVATE: [Use; 2] = [Use::Anonymous, Use::Stack];
 
 /// Larger mappings are not asked for page by page, which takes 2 MiB for each
 /// GiB.

@@ -4,6 +4,7 @@
 //! anything: numbers in, numbers or an `io::Error` out.
 #![allow(unsafe_code)]
 
+pub(crate) mod process;
 pub(crate) mod ptrace;
 pub(crate) mod vm;
 pub(crate) mod wait;
@@ -23,6 +24,26 @@ pub(crate) fn own_tid() -> u32 {
     // SAFETY: takes nothing and cannot fail.
     let tid = unsafe { libc::gettid() };
     tid.unsigned_abs()
+}
+
+/// Kills process `pid`.
+pub(crate) fn kill(pid: u32) -> io::Result<()> {
+    // SAFETY: takes two numbers.
+    match unsafe { libc::kill(id(pid)?, libc::SIGKILL) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Keeps every signal that can be kept away from the calling thread.
+pub(crate) fn block_signals() {
+    let mut all = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: sigfillset initialises the set that it is given, which is then
+    // read only.
+    unsafe {
+        libc::sigfillset(all.as_mut_ptr());
+        libc::pthread_sigmask(libc::SIG_BLOCK, all.as_ptr(), std::ptr::null_mut());
+    }
 }
 
 /// True when the error is "no such process".

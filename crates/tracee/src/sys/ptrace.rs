@@ -13,6 +13,35 @@ pub(crate) const EVENT_STOP: i32 = 128;
 /// `PTRACE_EVENT_CLONE`: the thread has just made another one.
 pub(crate) const EVENT_CLONE: i32 = libc::PTRACE_EVENT_CLONE;
 
+/// Set in the signal number of a stop at the border of a system call, where
+/// [`TRACE_CALLS`] was asked for (ptrace(2)).
+pub(crate) const AT_CALL: i32 = 0x80;
+
+/// What a tracer may ask for (`PTRACE_O_*`), as a set of bits.
+pub(crate) type Options = i32;
+/// A new thread or process is traced from birth.
+pub(crate) const TRACE_BIRTHS: Options = libc::PTRACE_O_TRACECLONE;
+/// Stops at calls are told apart from SIGTRAP.
+pub(crate) const TRACE_CALLS: Options = libc::PTRACE_O_TRACESYSGOOD;
+/// The kernel kills it when its tracer ends.
+pub(crate) const DIE_WITH_TRACER: Options = libc::PTRACE_O_EXITKILL;
+/// No seccomp filter of its own is asked while it is traced; needs
+/// `CAP_SYS_ADMIN` and a kernel with `CONFIG_CHECKPOINT_RESTORE`.
+pub(crate) const SUSPEND_SECCOMP: Options = 1 << 21;
+
+/// How far a stopped thread goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Resume {
+    /// Until something happens to it.
+    On,
+    /// To the next border of a system call.
+    ToCall,
+}
+
+/// Longest extended state that is asked for: twice that of processors with
+/// AMX, whose tiles alone take 8 KiB.
+const EXTENDED: usize = 24 << 10;
+
 /// Registers of a stopped thread.
 pub(crate) type Registers = libc::user_regs_struct;
 
@@ -83,6 +112,100 @@ pub(crate) fn set_registers(tid: u32, registers: &Registers) -> io::Result<()> {
             std::ptr::from_ref(registers),
         )
     })
+}
+
+/// Replaces what is asked for a stopped thread.
+pub(crate) fn set_options(tid: u32, options: Options) -> io::Result<()> {
+    let options = options as usize as *mut c_void;
+    // SAFETY: the kernel takes `options` as a number.
+    checked(unsafe {
+        libc::ptrace(
+            libc::PTRACE_SETOPTIONS,
+            id(tid)?,
+            null_mut::<c_void>(),
+            options,
+        )
+    })
+}
+
+/// Lets a stopped thread run on, without any signal.
+pub(crate) fn resume(tid: u32, how: Resume) -> io::Result<()> {
+    let request = match how {
+        Resume::On => libc::PTRACE_CONT,
+        Resume::ToCall => libc::PTRACE_SYSCALL,
+    };
+    // SAFETY: no pointers are involved.
+    checked(unsafe {
+        libc::ptrace(
+            request,
+            id(tid)?,
+            null_mut::<c_void>(),
+            null_mut::<c_void>(),
+        )
+    })
+}
+
+/// The signals that a stopped thread has blocked (those of its own, where a
+/// call such as `ppoll` has replaced them for its duration).
+pub(crate) fn blocked_signals(tid: u32) -> io::Result<u64> {
+    let mut set: u64 = 0;
+    // SAFETY: PTRACE_GETSIGMASK writes as many bytes as its third argument
+    // says, the size of a kernel's signal set, at its fourth, which points at
+    // as many.
+    checked(unsafe {
+        libc::ptrace(
+            libc::PTRACE_GETSIGMASK,
+            id(tid)?,
+            size_of::<u64>() as *mut c_void,
+            &raw mut set,
+        )
+    })?;
+    Ok(set)
+}
+
+/// The extended state (x87, SSE, AVX, …) of a stopped thread, in the layout of
+/// `XSAVE` that is not compacted.
+pub(crate) fn extended_state(tid: u32) -> io::Result<Vec<u8>> {
+    /// `NT_X86_XSTATE` (`include/uapi/linux/elf.h`).
+    const XSTATE: usize = 0x202;
+    let mut bytes = vec![0u8; EXTENDED];
+    let mut window = libc::iovec {
+        iov_base: bytes.as_mut_ptr().cast::<c_void>(),
+        iov_len: bytes.len(),
+    };
+    // SAFETY: PTRACE_GETREGSET writes at most `iov_len` bytes to `iov_base`,
+    // which is as long, and corrects `iov_len`.
+    checked(unsafe {
+        libc::ptrace(
+            libc::PTRACE_GETREGSET,
+            id(tid)?,
+            XSTATE as *mut c_void,
+            &raw mut window,
+        )
+    })?;
+    bytes.truncate(window.iov_len);
+    Ok(bytes)
+}
+
+/// Where a thread has registered its area of restartable sequences; 0 where it
+/// has none.
+pub(crate) fn restartable_sequences(tid: u32) -> io::Result<u64> {
+    /// `PTRACE_GET_RSEQ_CONFIGURATION`, Linux 5.13.
+    const REQUEST: libc::c_uint = 0x420f;
+    // `struct ptrace_rseq_configuration` (`include/uapi/linux/ptrace.h`): the
+    // area's address; its size and signature; flags and padding.
+    let mut configuration = [0u64; 3];
+    // SAFETY: the kernel writes at most as many bytes as the third argument
+    // says at the fourth, which points at as many.
+    checked(unsafe {
+        libc::ptrace(
+            REQUEST,
+            id(tid)?,
+            size_of_val(&configuration) as *mut c_void,
+            configuration.as_mut_ptr(),
+        )
+    })?;
+    Ok(configuration[0])
 }
 
 /// What a ptrace event is about; for [`EVENT_CLONE`] the new thread's id.

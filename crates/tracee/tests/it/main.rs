@@ -1,6 +1,7 @@
 //! Real processes: small C programs that print what the test must know, then
 //! block on their input.
 
+mod fork;
 mod memory;
 mod others;
 mod races;

@@ -2,7 +2,7 @@
 
 use crate::{possible, until_blocked};
 use leakscope_testkit::{Target, compile_c};
-use leakscope_tracee::{LiveMemory, RefusalCause, StopError, stop};
+use leakscope_tracee::{LiveMemory, RefusalCause, StopError, fork, stop};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -10,7 +10,7 @@ use std::process::Command;
 const ACTION: &str = "LEAKSCOPE_TEST_ACTION";
 
 /// Runs this test program again, as a process of its own that does `action`.
-fn another(action: &str, pid: u32) -> Command {
+pub fn another(action: &str, pid: u32) -> Command {
     let mut command = Command::new(std::env::current_exe().expect("know our own path"));
     command
         .args(["--exact", "others::helper", "--nocapture"])
@@ -19,7 +19,7 @@ fn another(action: &str, pid: u32) -> Command {
 }
 
 /// Skips what the test harness prints.
-fn expect_among(target: &mut Target, prefix: &str) -> String {
+pub fn expect_among(target: &mut Target, prefix: &str) -> String {
     loop {
         let line = target.line().expect("a line before the end");
         if let Some((_, rest)) = line.split_once(prefix) {
@@ -36,6 +36,12 @@ fn helper() {
     };
     let (action, pid) = action.split_once(' ').expect("action and id");
     let pid: u32 = pid.parse().expect("a process id");
+    if action == "copy" {
+        println!("begin");
+        loop {
+            let _ = fork(pid).map(|copy| copy.memory().map().regions().len());
+        }
+    }
     let result = stop(pid);
     match &result {
         Ok(stopped) => println!("held {}", stopped.threads().len()),

@@ -114,7 +114,7 @@ int main(void) {
 }
 "#;
 
-fn count(target: &mut Target, which: &str) -> u32 {
+pub fn count(target: &mut Target, which: &str) -> u32 {
     target.send("");
     let usual = target.expect_line("usual ");
     let queued = target.expect_line("queued ");
