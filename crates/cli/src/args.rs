@@ -34,6 +34,12 @@ pub enum Command {
         override_usage = "leakscope check [OPTIONS] PID\n       leakscope check [OPTIONS] CORE\n       leakscope check [OPTIONS] --name NAME"
     )]
     Check(Box<Check>),
+    /// Save a running process as a core file, to be checked later or elsewhere
+    #[command(long_about = SNAPSHOT_ABOUT, after_long_help = sections(SNAPSHOT_SECTIONS))]
+    #[command(
+        override_usage = "leakscope snapshot [OPTIONS] PID -o FILE\n       leakscope snapshot [OPTIONS] --name NAME -o FILE"
+    )]
+    Snapshot(Box<Snapshot>),
     /// Print a completion script for a shell
     #[command(hide = true)]
     Completions {
@@ -140,6 +146,35 @@ pub const CHECK_SECTIONS: &[Section] = &[
     ),
 ];
 
+const SNAPSHOT_ABOUT: &str = "\
+Save a running process as a core file, to be checked later or elsewhere
+
+The process is stopped for the moment that it takes to copy itself; the copy is written as an \
+ordinary ELF core file, which 'leakscope check', gdb and others read. Memory that was never written \
+becomes holes. Like every core file it holds whatever secrets the process has: only its owner may \
+read it.";
+
+/// What help and manual say of `snapshot` besides its options.
+pub const SNAPSHOT_SECTIONS: &[Section] = &[
+    (
+        "Exit status",
+        &[
+            ("0", "the file was written"),
+            ("125", "it could not be; one sentence says why"),
+        ],
+    ),
+    (
+        "Examples",
+        &[
+            (
+                "leakscope snapshot 4711 -o before.core",
+                "what a process holds now",
+            ),
+            ("leakscope check before.core", "its leaks, at leisure"),
+        ],
+    ),
+];
+
 fn sections(sections: &[Section]) -> String {
     let sections = sections.iter().map(|(heading, lines)| {
         let widest = lines.iter().map(|(left, _)| left.len()).max().unwrap_or(0);
@@ -211,6 +246,32 @@ pub struct Check {
     pub pid: Option<OsString>,
 }
 
+/// Every argument of `snapshot`.
+#[derive(Debug, Args)]
+pub struct Snapshot {
+    /// The file; - is stdout
+    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub output: PathBuf,
+
+    /// How memory is read: fork (the process is stopped for the moment that it
+    /// takes to copy itself), stop (all threads stand still until all is
+    /// written) or auto (fork where that is safe, else stop)
+    #[arg(long, value_name = "MODE", default_value = "auto")]
+    pub mode: WayToSave,
+
+    /// Say nothing when all went well
+    #[arg(short, long)]
+    pub quiet: bool,
+
+    /// The process whose program or thread has this name
+    #[arg(long, value_name = "NAME", conflicts_with = "pid")]
+    pub name: Option<OsString>,
+
+    /// The process
+    #[arg(value_name = "PID", required_unless_present = "name")]
+    pub pid: Option<OsString>,
+}
+
 /// How `check` reads memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Mode {
@@ -222,6 +283,17 @@ pub enum Mode {
     Fork,
     /// Nobody is stopped
     Racing,
+}
+
+/// How `snapshot` reads memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum WayToSave {
+    /// The best that is possible here
+    Auto,
+    /// All threads stand still
+    Stop,
+    /// A copy is made and read
+    Fork,
 }
 
 /// The options alone, as `LEAKSCOPE_OPTIONS` may hold them.

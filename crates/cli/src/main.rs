@@ -46,6 +46,7 @@ fn outcome() -> Result<u8, Failure> {
     match cli.command {
         Command::Run(run) => commands::run::run(*run),
         Command::Check(check) => commands::check::check(*check),
+        Command::Snapshot(snapshot) => commands::snapshot::snapshot(*snapshot),
         Command::Completions { shell } => commands::generate::completions(shell),
         Command::Man => commands::generate::man(),
     }

@@ -81,7 +81,7 @@ impl Output {
         let tried = match kind(path) {
             Kind::Directory => Err(io::Error::from(io::ErrorKind::IsADirectory)),
             Kind::Special => OpenOptions::new().write(true).open(path).map(drop),
-            Kind::Regular => temporary(path).map(drop),
+            Kind::Regular => temporary(path, 0o666).map(drop),
         };
         tried.map_err(|e| cannot_write(path, &e))
     }
@@ -133,15 +133,27 @@ pub fn write_all(
 }
 
 fn write_file(sink: &dyn Sink, report: &Report, options: &Options, path: &Path) -> io::Result<()> {
-    let mut file = temporary(path)?;
+    let mut file = temporary(path, 0o666)?;
     write_all(sink, report, options, file.as_file_mut())?;
+    keep(file, path)
+}
+
+/// Gives a temporary file its name.
+///
+/// # Errors
+/// When it cannot have it; the file is gone then.
+pub fn keep(file: tempfile::NamedTempFile<File>, path: &Path) -> io::Result<()> {
     // A link's target is replaced, not the link.
     let target = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     file.persist(target).map(drop).map_err(|e| e.error)
 }
 
-/// A nameless-to-be file beside `path`, readable as the umask allows.
-fn temporary(path: &Path) -> io::Result<tempfile::NamedTempFile<File>> {
+/// A nameless-to-be file beside `path`, with these permissions as far as the
+/// umask allows.
+///
+/// # Errors
+/// When none can be made there.
+pub fn temporary(path: &Path, permissions: u32) -> io::Result<tempfile::NamedTempFile<File>> {
     let target = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let dir = match target.parent() {
         Some(dir) if dir != Path::new("") => dir,
@@ -151,21 +163,25 @@ fn temporary(path: &Path) -> io::Result<tempfile::NamedTempFile<File>> {
     std::fs::metadata(dir)?;
     tempfile::Builder::new()
         .prefix(".leakscope-")
-        .permissions(Permissions::from_mode(0o666))
+        .permissions(Permissions::from_mode(permissions))
         .tempfile_in(dir)
         // tempfile's message names its own made-up file.
         .map_err(|e| io::Error::from(e.kind()))
 }
 
-enum Kind {
+/// What stands at a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
     /// An ordinary file, or none yet.
     Regular,
+    /// A folder.
     Directory,
     /// A device or pipe, which a rename would destroy.
     Special,
 }
 
-fn kind(path: &Path) -> Kind {
+/// What stands at `path`.
+pub fn kind(path: &Path) -> Kind {
     match std::fs::metadata(path) {
         Ok(m) if m.is_dir() => Kind::Directory,
         Ok(m) if !m.is_file() => Kind::Special,
@@ -173,7 +189,8 @@ fn kind(path: &Path) -> Kind {
     }
 }
 
-fn cannot_write(path: &Path, error: &io::Error) -> Failure {
+/// The sentence for a file that cannot be written.
+pub fn cannot_write(path: &Path, error: &io::Error) -> Failure {
     let hint = match error.kind() {
         io::ErrorKind::StorageFull => "; nothing was left half-written",
         io::ErrorKind::NotFound if error.raw_os_error().is_some() => "; create its directory first",

@@ -3,7 +3,7 @@
 use leakscope_model::quantity;
 
 /// `17 µs`, `3.2 ms`, `1.5 s`, `2 min 5 s`, `3 h 12 min`.
-pub(crate) fn seconds(s: f64) -> String {
+pub fn seconds(s: f64) -> String {
     if !s.is_finite() || s < 0.0 {
         return "an unknown time".to_owned();
     }

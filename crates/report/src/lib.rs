@@ -20,6 +20,7 @@ use std::io;
 
 use leakscope_model::Report;
 
+pub use duration::seconds;
 pub use escape::escape;
 pub use options::{Kinds, Options, UnknownKind, selected};
 

@@ -9,12 +9,14 @@ mod core;
 mod environs;
 mod forked;
 mod looks;
+mod snapshot;
 mod sparse;
 mod usage;
 mod watch;
 
 pub use self::core::{CoreOptions, check_core};
 pub use environs::find_process;
+pub use snapshot::{Saved, SnapshotError, snapshot};
 
 use std::fmt;
 use std::thread::sleep;

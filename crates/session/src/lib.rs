@@ -32,6 +32,10 @@ mod segment;
 mod signals;
 mod supervisor;
 
-pub use examine::{CheckError, CheckOptions, CoreOptions, Mode, check, check_core, find_process};
+pub use examine::{
+    CheckError, CheckOptions, CoreOptions, Mode, Saved, SnapshotError, check, check_core,
+    find_process, snapshot,
+};
+pub use leakscope_tracee::CoreTarget;
 pub use options::{Follow, RunError, RunErrorKind, RunOptions, RunOutcome, SymbolOptions};
 pub use run::{Word, run};

@@ -8,10 +8,13 @@
 //! closed), and is killed with us whatever happens. When it is no longer
 //! wanted, one thread of the process makes a `wait4` for us: nothing remains.
 
+use crate::core_write::UserRegisters;
 use crate::error::StopError;
 use crate::gather::Gathering;
 use crate::gather::call::{Made, Means, NoCall};
-use crate::guard::{self, Guard, NoReply, bytes, nanos, put, put_map, put_text, put_threads, word};
+use crate::guard::{
+    self, Guard, NoReply, bytes, nanos, put, put_map, put_registers, put_text, put_threads, word,
+};
 use crate::inject::code::{self, Code};
 use crate::inject::{Call, Step, await_halt};
 use crate::memory::LiveMemory;
@@ -85,6 +88,7 @@ pub fn fork(pid: u32) -> Result<Forked, ForkError> {
             put(&mut message, nanos(forked.pause()));
             put(&mut message, u64::from(forked.pid()));
             put_threads(&mut message, forked.threads(), forked.skipped());
+            put_registers(&mut message, forked.registers());
             put_map(&mut message, forked.memory().map());
             let saved = &forked.picture.memory.saved;
             put(&mut message, saved.len() as u64);
@@ -106,11 +110,12 @@ pub fn fork(pid: u32) -> Result<Forked, ForkError> {
         let pause = Duration::from_nanos(word(from)?);
         let copy = word(from)?;
         let (threads, skipped) = guard::threads(from)?;
+        let registers = guard::registers(from)?;
         let map = guard::map(from)?;
         let saved = guard::list(from, |from| Ok((word(from)?, bytes(from, BY_HAND)?)))?;
-        Ok((pause, copy, threads, skipped, map, saved))
+        Ok((pause, copy, threads, skipped, registers, map, saved))
     });
-    let (pause, copy, threads, skipped, map, saved) = match reply {
+    let (pause, copy, threads, skipped, registers, map, saved) = match reply {
         Ok(reply) => reply,
         Err(NoReply::Told(error)) => return Err(error),
         Err(NoReply::Unable) => return fork_here(pid),
@@ -122,6 +127,7 @@ pub fn fork(pid: u32) -> Result<Forked, ForkError> {
             memory: ForkedMemory { map, copy, saved },
             threads,
             skipped,
+            registers,
             pause,
         },
         tracer: Tracer::Process(guard),
@@ -163,6 +169,7 @@ struct Picture {
     memory: ForkedMemory,
     threads: Vec<ThreadState>,
     skipped: Vec<u32>,
+    registers: Vec<(u32, UserRegisters)>,
     pause: Duration,
 }
 
@@ -269,6 +276,7 @@ impl Copying {
         };
         let memory = self.hold(born).and_then(|copy| self.overlay(live, copy));
         let skipped = gathering.skipped();
+        let registers = gathering.user_registers();
         let pause = gathering.release();
         match memory {
             Ok(memory) => Ok((
@@ -276,6 +284,7 @@ impl Copying {
                     memory,
                     threads,
                     skipped,
+                    registers,
                     pause,
                 },
                 born,
@@ -542,6 +551,11 @@ impl Forked {
     /// The process's threads, as [`Stopped::threads`](crate::Stopped::threads).
     pub fn threads(&self) -> &[ThreadState] {
         &self.picture.threads
+    }
+
+    /// All general registers of its stopped threads, the first one's first.
+    pub fn registers(&self) -> &[(u32, UserRegisters)] {
+        &self.picture.registers
     }
 
     /// Ids of threads that could not be stopped, and ran on meanwhile.

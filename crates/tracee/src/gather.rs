@@ -16,6 +16,7 @@
 //! status of a child stays for its parent, and when our process is killed,
 //! the kernel still delivers the signal that a thread was stopped with.
 
+use crate::core_write::UserRegisters;
 use crate::error::StopError;
 use crate::memory::PATIENCE_WITH_EXEC;
 use crate::refusal::{Refusal, RefusalCause};
@@ -437,6 +438,18 @@ impl Gathering {
         }
     }
 
+    /// All general registers of the stopped threads, as they were when they
+    /// stopped, ascending by id but for the process's first thread.
+    pub(crate) fn user_registers(&self) -> Vec<(u32, UserRegisters)> {
+        let stopped = self.threads.iter().filter_map(|(&tid, state)| match state {
+            State::Stopped(stop) => Some((tid, user_registers(stop.registers.as_deref()?))),
+            _ => None,
+        });
+        let mut stopped: Vec<_> = stopped.collect();
+        stopped.sort_by_key(|(tid, _)| (*tid != self.pid, *tid));
+        stopped
+    }
+
     /// Lets every thread go; returns the pause.
     pub(crate) fn release(&mut self) -> Duration {
         if !std::mem::replace(&mut self.released, true) {
@@ -535,6 +548,14 @@ fn late_signal(tid: u32) -> i32 {
         Ok(Change::Stopped(status)) if status >> 8 == 0 => status,
         _ => 0,
     }
+}
+
+fn user_registers(r: &Registers) -> UserRegisters {
+    [
+        r.r15, r.r14, r.r13, r.r12, r.rbp, r.rbx, r.r11, r.r10, r.r9, r.r8, r.rax, r.rcx, r.rdx,
+        r.rsi, r.rdi, r.orig_rax, r.rip, r.cs, r.eflags, r.rsp, r.ss, r.fs_base, r.gs_base, r.ds,
+        r.es, r.fs, r.gs,
+    ]
 }
 
 /// x86-64: the fifteen general registers without the stack pointer.

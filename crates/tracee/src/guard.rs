@@ -9,6 +9,7 @@
 //! The child is a bare `fork`: it runs the same code as a thread would, and
 //! tells what it found over a pipe.
 
+use crate::core_write::UserRegisters;
 use crate::error::StopError;
 use crate::fork::{Ended, ForkError};
 use crate::refusal::RefusalCause;
@@ -235,6 +236,27 @@ pub(crate) fn put_threads(into: &mut Vec<u8>, threads: &[ThreadState], skipped: 
     for tid in skipped {
         put(into, u64::from(*tid));
     }
+}
+
+pub(crate) fn put_registers(into: &mut Vec<u8>, all: &[(u32, UserRegisters)]) {
+    put(into, all.len() as u64);
+    for (tid, registers) in all {
+        put(into, u64::from(*tid));
+        for word in registers {
+            put(into, *word);
+        }
+    }
+}
+
+pub(crate) fn registers(from: &mut dyn Read) -> io::Result<Vec<(u32, UserRegisters)>> {
+    list(from, |from| {
+        let tid = tid(from)?;
+        let mut registers = UserRegisters::default();
+        for place in &mut registers {
+            *place = word(from)?;
+        }
+        Ok((tid, registers))
+    })
 }
 
 fn tid(from: &mut dyn Read) -> io::Result<u32> {

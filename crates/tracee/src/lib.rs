@@ -17,6 +17,7 @@
 //! wanted or not allowed.
 
 mod core_file;
+mod core_write;
 mod error;
 mod exit;
 mod fork;
@@ -30,6 +31,7 @@ mod stopped;
 mod sys;
 
 pub use core_file::{CoreError, CoreFile};
+pub use core_write::{CoreImage, CoreTarget, CoreWritten, UserRegisters, write_core};
 pub use error::{OpenError, StopError};
 pub use exit::wait_exit;
 pub use fork::{Ended, ForkError, Forked, fork, fork_here};

@@ -1,9 +1,10 @@
 //! A process whose threads are all stopped.
 
+use crate::core_write::UserRegisters;
 use crate::error::StopError;
 use crate::fork::{Ended, ForkError};
 use crate::gather::Gathering;
-use crate::guard::{self, Guard, NoReply, nanos, put, put_threads, word};
+use crate::guard::{self, Guard, NoReply, nanos, put, put_registers, put_threads, word};
 use crate::memory::LiveMemory;
 use crate::sys::{own_tid, wait};
 use leakscope_model::ThreadState;
@@ -68,6 +69,7 @@ pub fn stop_guarded(pid: u32) -> Result<Stopped, StopError> {
             let mut message = Vec::new();
             put(&mut message, nanos(stopped.pause_so_far()));
             put_threads(&mut message, stopped.threads(), stopped.skipped());
+            put_registers(&mut message, stopped.registers());
             if line.found(&message) {
                 line.wait();
             }
@@ -81,9 +83,9 @@ pub fn stop_guarded(pid: u32) -> Result<Stopped, StopError> {
     };
     let picture = guard.reply(|from| {
         let pause = Duration::from_nanos(word(from)?);
-        Ok((pause, guard::threads(from)?))
+        Ok((pause, guard::threads(from)?, guard::registers(from)?))
     });
-    let (pause, (threads, skipped)) = match picture {
+    let (pause, (threads, skipped), registers) = match picture {
         Ok(picture) => picture,
         Err(NoReply::Told(ForkError::Stop(error))) => return Err(error),
         Err(_) => return stop(pid),
@@ -94,6 +96,7 @@ pub fn stop_guarded(pid: u32) -> Result<Stopped, StopError> {
             began: now.checked_sub(pause).unwrap_or(now),
             threads,
             skipped,
+            registers,
             memory: LiveMemory::open(pid)?,
         },
         tracer: Tracer::Process(guard),
@@ -124,6 +127,7 @@ struct Picture {
     began: Instant,
     threads: Vec<ThreadState>,
     skipped: Vec<u32>,
+    registers: Vec<(u32, UserRegisters)>,
     memory: LiveMemory,
 }
 
@@ -146,6 +150,7 @@ fn trace(
             began: gathering.began(),
             threads,
             skipped: gathering.skipped(),
+            registers: gathering.user_registers(),
             memory: LiveMemory::open(pid)?,
         })
     });
@@ -231,6 +236,11 @@ impl Stopped {
     /// blocked thread is known: stack pointer and the call's arguments.
     pub fn threads(&self) -> &[ThreadState] {
         &self.picture.threads
+    }
+
+    /// All general registers of its stopped threads, the first one's first.
+    pub fn registers(&self) -> &[(u32, UserRegisters)] {
+        &self.picture.registers
     }
 
     /// Ids of threads that could not be stopped, and may run at any moment.

@@ -10,10 +10,11 @@ use crate::trial;
 
 type Case = (&'static str, fn() -> Outcome);
 
-const CASES: [Case; 5] = [
+const CASES: [Case; 6] = [
     ("says_the_same_as_stopped", says_the_same_as_stopped),
     ("a_filtered_process", a_filtered_process),
     ("a_stack_of_its_own", a_stack_of_its_own),
+    ("a_snapshot_tells_the_same", a_snapshot_tells_the_same),
     ("leaves_nothing_behind", leaves_nothing_behind),
     ("killed_at_any_moment", killed_at_any_moment),
 ];
@@ -145,6 +146,58 @@ fn a_filtered_process() -> Outcome {
 
 fn a_stack_of_its_own() -> Outcome {
     falls_back(OWN_STACK, "none of its threads")
+}
+
+fn a_snapshot_tells_the_same() -> Outcome {
+    use std::os::unix::fs::PermissionsExt;
+    let place = tempfile::tempdir().map_err(|e| format!("make a folder: {e}"))?;
+    let leakscope = build::leakscope()?;
+    for name in [
+        "type_objects.cc",
+        "root_stack_thread.c",
+        "root_tls_static.c",
+    ] {
+        let target = named(name)?;
+        let pid = target.pid().to_string();
+        let live = section(&target, &["--mode", "stop"])?;
+        for mode in ["auto", "stop"] {
+            let path = place.path().join(format!("{name}.{mode}"));
+            let file = path.to_string_lossy().into_owned();
+            let snapshot = |options: &[&str]| {
+                let mut command = Command::new(&leakscope);
+                let output = command.arg("snapshot").args(options).output();
+                output.map_err(|e| format!("run leakscope: {e}"))
+            };
+            let done = snapshot(&[&pid, "--mode", mode, "-o", &file])?;
+            let said = String::from_utf8_lossy(&done.stdout);
+            ensure(done.status.success() && said.contains(&file), || {
+                format!(
+                    "{} {said} {}",
+                    done.status,
+                    String::from_utf8_lossy(&done.stderr)
+                )
+            })?;
+            let meta = std::fs::metadata(&path).map_err(|e| e.to_string())?;
+            ensure(meta.permissions().mode() & 0o77 == 0, || {
+                "others may read it".to_owned()
+            })?;
+            let saved = check(&["--format", "json", &file])?;
+            let saved = leakscope_e2e::Section::all(&String::from_utf8_lossy(&saved.stdout))?;
+            let saved = saved.first().ok_or("no section")?;
+            ensure(saved.summary() == live.summary(), || {
+                format!(
+                    "{name}, {mode}: {} saved, {} live",
+                    saved.summary(),
+                    live.summary()
+                )
+            })?;
+            let full = snapshot(&[&pid, "-o", "/dev/full"])?;
+            ensure(full.status.code() == Some(125), || full.status.to_string())?;
+        }
+    }
+    // What could not be finished is gone.
+    let left = std::fs::read_dir(place.path()).map_err(|e| e.to_string())?;
+    ensure(left.count() == 6, || "files were left over".to_owned())
 }
 
 fn children(pid: u32) -> usize {

@@ -65,7 +65,10 @@ fn deliver(delivery: &Delivery, report: Report) -> Result<u8, Failure> {
 }
 
 /// A process id; `None` for the name of a file.
-fn number(target: &OsStr) -> Result<Option<u32>, Failure> {
+///
+/// # Errors
+/// When it is neither.
+pub fn number(target: &OsStr) -> Result<Option<u32>, Failure> {
     let text = target.to_string_lossy();
     match text.parse::<u64>() {
         Ok(pid) => match u32::try_from(pid) {

@@ -6,7 +6,7 @@ use clap::CommandFactory;
 use clap_complete::Shell;
 use clap_mangen::roff::{self, Roff};
 
-use crate::args::{CHECK_SECTIONS, Cli, RUN_SECTIONS};
+use crate::args::{CHECK_SECTIONS, Cli, RUN_SECTIONS, SNAPSHOT_SECTIONS};
 use crate::failure::Failure;
 use crate::output::pipe_may_close;
 
@@ -42,6 +42,11 @@ pub fn man() -> Result<u8, Failure> {
         }
         let sections = RUN_SECTIONS.iter().map(|section| ("run", section));
         let sections = sections.chain(CHECK_SECTIONS.iter().map(|section| ("check", section)));
+        let sections = sections.chain(
+            SNAPSHOT_SECTIONS
+                .iter()
+                .map(|section| ("snapshot", section)),
+        );
         for (command, (heading, lines)) in sections {
             let mut roff = Roff::new();
             let heading = format!("{heading} of {command}").to_uppercase();

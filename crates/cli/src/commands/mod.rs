@@ -5,3 +5,4 @@ pub mod check;
 pub mod delivery;
 pub mod generate;
 pub mod run;
+pub mod snapshot;

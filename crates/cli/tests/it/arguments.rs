@@ -9,6 +9,7 @@ fn help_is_as_agreed() {
         ("help-run-short.txt", &["run", "-h"]),
         ("help-run.txt", &["run", "--help"]),
         ("help-check.txt", &["check", "--help"]),
+        ("help-snapshot.txt", &["snapshot", "--help"]),
     ] {
         let output = run(words);
         assert_eq!(output.status.code(), Some(0), "{words:?}");

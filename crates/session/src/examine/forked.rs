@@ -102,7 +102,7 @@ fn found(picture: Picture, forked: Forked, pause: Duration) -> Found {
 
 /// Whether everybody lives on when the process writes to each of its pages
 /// while the copy is there.
-fn has_room(process: &Process) -> Result<(), String> {
+pub(super) fn has_room(process: &Process) -> Result<(), String> {
     let anonymous = process.status().ok().and_then(|s| s.anonymous_bytes);
     let anonymous = anonymous.unwrap_or(0);
     let needed = (anonymous + anonymous / TABLES).saturating_add(SPARE_MEMORY);

@@ -48,6 +48,15 @@ impl<'a> Sparse<'a> {
         }
     }
 
+    /// How many bytes from `at` on were never touched.
+    pub(super) fn untouched(&self, at: Addr) -> u64 {
+        let room = self.map.find(at).map_or(0, |r| r.range.end.0 - at.0);
+        match self.run(at.0, room) {
+            (length, false) => length,
+            (_, true) => 0,
+        }
+    }
+
     /// How many bytes from `at` on are alike, and whether they are read.
     fn run(&self, at: u64, most: u64) -> (u64, bool) {
         let next = self.touched.partition_point(|(r, _)| r.end.0 <= at);
