@@ -404,7 +404,7 @@ mod tests {
             auxiliary: &[(3, 64), (0, 0)],
             is_kept: &|region| region.inode == 0,
             untouched: &|at| {
-                if at.0 < 0x14000 { 0x14000 - at.0 } else { 0 }
+                0x14000_u64.saturating_sub(at.0)
             },
         };
         let folder = tempfile::tempdir().unwrap();
