@@ -15,7 +15,7 @@ use leakscope_model::{
     Addr, Consistency, Coverage, ExitKind, LiveMapping, LiveTable, LossKind, Notice, RootCounts,
     StackId, ThreadState,
 };
-use leakscope_tracee::StopError;
+use leakscope_tracee::{StopError, Stopped};
 use leakscope_wire::layout::{note, word};
 
 use crate::image::Image;
@@ -56,16 +56,31 @@ pub(crate) struct Judgement {
 
 /// Checks an image whose asking thread waits.
 pub(crate) fn judge(supervisor: &Supervisor, image: &Image) -> Judgement {
-    judge_live(supervisor, image, Asking::Yes)
+    judge_live(supervisor, image, Asking::Yes, leakscope_tracee::stop)
 }
 
 /// Checks an image that was not asked and still runs.
 pub(crate) fn judge_running(supervisor: &Supervisor, image: &Image) -> Judgement {
-    judge_live(supervisor, image, Asking::No)
+    judge_live(supervisor, image, Asking::No, leakscope_tracee::stop)
 }
 
-fn judge_live(supervisor: &Supervisor, image: &Image, asking: Asking) -> Judgement {
-    let stopped = match leakscope_tracee::stop(image.pid) {
+/// Checks an image of somebody else's run.
+pub(crate) fn judge_foreign(supervisor: &Supervisor, image: &Image) -> Judgement {
+    judge_live(
+        supervisor,
+        image,
+        Asking::No,
+        leakscope_tracee::stop_guarded,
+    )
+}
+
+fn judge_live(
+    supervisor: &Supervisor,
+    image: &Image,
+    asking: Asking,
+    stop: fn(u32) -> Result<Stopped, StopError>,
+) -> Judgement {
+    let stopped = match stop(image.pid) {
         Ok(stopped) => stopped,
         Err(StopError::Gone(_)) => return judge_dead(image, None),
         Err(error) => return without_ptrace(supervisor, image, asking, &error),

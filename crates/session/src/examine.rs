@@ -9,6 +9,7 @@ mod core;
 mod environs;
 mod forked;
 mod looks;
+mod recorded;
 mod snapshot;
 mod sparse;
 mod usage;
@@ -31,8 +32,8 @@ use leakscope_heap::glibc::{self, Heaps};
 use leakscope_memory::MemoryReader;
 use leakscope_memory::ranges::joined;
 use leakscope_model::{
-    Command, Consistency, Coverage, HeapCheck, HeapSummary, LiveBlock, Notice, ProcessReport,
-    Range, Report, Residence, RootCounts, RootHints, ThreadState,
+    Command, Consistency, Coverage, HeapCheck, HeapSummary, LiveBlock, LossKind, Notice,
+    ProcessReport, Range, Report, Residence, RootCounts, RootHints, ThreadState,
 };
 use leakscope_proc::{ProcRoot, Process};
 
@@ -57,6 +58,8 @@ pub struct CheckOptions {
     pub heuristics: Heuristics,
     /// Keep the first bytes of an example of each record.
     pub content: bool,
+    /// Kinds that the user asked to see.
+    pub show: Vec<LossKind>,
     /// Look again and again for so long; zero for a single look.
     pub wait: Duration,
     /// From one look to the next, at least.
@@ -125,7 +128,13 @@ fn look(
     process: &Process,
     progress: &mut dyn FnMut(Word<'_>),
 ) -> Result<ProcessReport, CheckError> {
-    let found = match options.mode {
+    let facts = environs::facts(process);
+    let unreadable = match recorded::recorded(options, process, &facts) {
+        Some(Ok(section)) => return Ok(section),
+        Some(Err(notice)) => Some(notice),
+        None => None,
+    };
+    let mut found = match options.mode {
         Mode::Auto => match forked::forked(options, process, progress)? {
             Ok(found) => found,
             Err(why) => forked::instead(&why, stopped(options, process, progress)?),
@@ -134,7 +143,8 @@ fn look(
         Mode::Stop => stopped(options, process, progress)?,
         Mode::Racing => looks::racing(options, process, progress)?,
     };
-    Ok(section(options.content, environs::facts(process), found))
+    found.notices.extend(unreadable);
+    Ok(section(options.content, facts, found))
 }
 
 /// What was found while memory was at hand.

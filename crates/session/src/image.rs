@@ -13,6 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use leakscope_model::{ExitKind, Notice, ProcessReport};
+use leakscope_proc::Process;
 use leakscope_wire::layout::{answer, state, word};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::OwnedFd;
@@ -77,6 +78,32 @@ enum Ending {
 }
 
 impl Image {
+    /// Of a process that another supervisor records.
+    pub(crate) fn found(
+        process: &Process,
+        segment: Arc<SharedSegment>,
+        parent: u32,
+        exe: String,
+        argv: Vec<String>,
+    ) -> Image {
+        let id = i32::try_from(process.id()).ok().and_then(Pid::from_raw);
+        Image {
+            order: 0,
+            pid: process.id(),
+            parent,
+            why: Why::Start,
+            exe,
+            argv,
+            // What was open before the program ran cannot be known any more.
+            inherited_fds: HashMap::new(),
+            segment,
+            root: foreign_root(process.id()),
+            exe_file: File::open(process.file("exe")).ok().map(Arc::new),
+            pidfd: id.and_then(|id| pidfd_open(id, PidfdFlags::empty()).ok()),
+            superseded: AtomicBool::new(false),
+        }
+    }
+
     /// Lets its thread look again at once.
     pub(crate) fn rouse(&self) {
         self.segment.wake(word::STATE);

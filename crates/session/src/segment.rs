@@ -8,7 +8,9 @@ use std::io;
 use leakscope_wire::layout::{self, Area, DEFAULT_SEGMENT, MIN_SEGMENT, word};
 use leakscope_wire::{Layout, Reader, Segment};
 use memmap2::{MmapOptions, MmapRaw};
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+use rustix::fs::{
+    MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, ftruncate, memfd_create,
+};
 use rustix::mm::{Advice, madvise};
 use rustix::thread::futex;
 use std::sync::atomic::Ordering::{Relaxed, Release};
@@ -71,6 +73,27 @@ impl SharedSegment {
         }
     }
 
+    /// Maps a segment that another leakscope made.
+    ///
+    /// # Errors
+    /// When the file is none of this version, or could be shortened under us.
+    pub(crate) fn open(file: &File) -> io::Result<SharedSegment> {
+        let other = || io::Error::other("it is of another version");
+        if !fcntl_get_seals(file)?.contains(SealFlags::SHRINK) {
+            return Err(io::Error::other("its file could be shortened"));
+        }
+        let layout = Layout::new(file.metadata()?.len()).ok_or_else(other)?;
+        let len = usize::try_from(layout.len()).map_err(io::Error::other)?;
+        let mapping = MmapOptions::new().len(len).map_raw(file)?;
+        let found = SharedSegment { mapping, layout };
+        let reader = found.reader();
+        let said = [word::MAGIC, word::VERSION, word::LEN].map(|index| reader.word(index));
+        if said != [layout::MAGIC, layout::VERSION, layout.len()] {
+            return Err(other());
+        }
+        Ok(found)
+    }
+
     fn of_length(len: u64, orders: &Orders) -> io::Result<(SharedSegment, File)> {
         let refuse = || io::Error::other(format!("a segment of {len} bytes cannot be laid out"));
         let layout = Layout::new(len).ok_or_else(refuse)?;
@@ -106,8 +129,8 @@ impl SharedSegment {
     /// Access to its words.
     pub(crate) fn segment(&self) -> Segment<'_> {
         // SAFETY: the mapping is page-aligned, shared, readable and writable
-        // (`map_raw`), exactly `layout.len()` bytes long (`of_length`), backed
-        // by a file that can no longer shrink (sealed), and lives as long as
+        // (`map_raw`), exactly `layout.len()` bytes long (`of_length`, `open`),
+        // backed by a file that can no longer shrink (sealed, asked in `open`), and lives as long as
         // `self`, which the returned lifetime borrows. Nothing else in this
         // process makes references into it: `mapping` is private and only its
         // address is used.

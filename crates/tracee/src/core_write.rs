@@ -403,9 +403,7 @@ mod tests {
             arguments: b"program --option",
             auxiliary: &[(3, 64), (0, 0)],
             is_kept: &|region| region.inode == 0,
-            untouched: &|at| {
-                0x14000_u64.saturating_sub(at.0)
-            },
+            untouched: &|at| 0x14000_u64.saturating_sub(at.0),
         };
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("core");

@@ -9,6 +9,7 @@ mod command;
 mod forked;
 mod programs;
 mod real;
+mod recorded;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 
@@ -19,6 +20,7 @@ fn main() {
     trials.extend(command::trials());
     trials.extend(check::trials());
     trials.extend(forked::trials());
+    trials.extend(recorded::trials());
     libtest_mimic::run(&arguments, trials).exit();
 }
 

@@ -47,6 +47,7 @@ pub fn check(args: args::Check) -> Result<u8, Failure> {
         },
         heuristics: args.interior_heuristics,
         content: !args.no_content,
+        show: delivery.view.kinds.list(),
         wait: args.wait,
         every: args.every.unwrap_or(args.wait / 4),
     };

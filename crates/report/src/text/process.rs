@@ -28,7 +28,7 @@ pub(super) fn header(
         Some(ExitKind::Code(code)) => format!("exited with status {code}"),
         Some(ExitKind::Signal(signal)) => format!("killed by {}", escape(signal)),
         None if from_core(process) => "as a core file holds it".to_owned(),
-        None if process.heap.uncounted => "running".to_owned(),
+        None if process.heap.uncounted || is_examined(process) => "running".to_owned(),
         None => "still running, or replaced by exec".to_owned(),
     };
     page.paragraph(0, 2, &format!("{name} {}{child}, {end}", command(process)))
@@ -80,6 +80,11 @@ fn command(process: &ProcessReport) -> String {
         Some(first) if base(first) == base(&process.exe) => words.join(" "),
         Some(_) => format!("{} ({exe})", words.join(" ")),
     }
+}
+
+/// True for a process that another run records, and `check` looks at.
+fn is_examined(process: &ProcessReport) -> bool {
+    process.notices.iter().any(|n| n.code == "recorded")
 }
 
 /// The executable's file name, escaped.
