@@ -6,6 +6,7 @@
 //! blocks hold.
 
 mod core;
+mod ending;
 mod environs;
 mod forked;
 mod looks;
@@ -16,6 +17,7 @@ mod usage;
 mod watch;
 
 pub use self::core::{CoreOptions, check_core};
+pub(crate) use ending::at_end;
 pub use environs::find_process;
 pub use snapshot::{Saved, SnapshotError, snapshot};
 

@@ -250,7 +250,8 @@ impl Elf {
                 code: "static-executable",
                 message: format!(
                     "{shown} is statically linked, so no recorder can be loaded into it; \
-                     use `leakscope check PID` while it runs"
+                     use `leakscope check PID` while it runs, or start it with `leakscope run` \
+                     directly"
                 ),
             });
         }
@@ -261,6 +262,25 @@ impl Elf {
                  `leakscope check PID` as root while it runs"
             ),
         })
+    }
+}
+
+/// True when nothing changes for the program if it is traced from its first
+/// instruction: the kernel gives no other user's rights to whom somebody
+/// traces.
+pub(crate) fn may_be_traced(file: &Path) -> bool {
+    elevated(file).is_none()
+}
+
+/// What is said of a program that was looked at instead of recorded.
+pub(crate) fn looked_at(file: &Path) -> Notice {
+    Notice {
+        code: "static-executable",
+        message: format!(
+            "{} is statically linked, so no recorder can be loaded into it: its heap was walked \
+             when it was about to end, which tells kinds and types, but no call stacks",
+            file.display()
+        ),
     }
 }
 

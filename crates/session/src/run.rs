@@ -7,19 +7,22 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use leakscope_analysis::suppressions::{Suppression, parse};
 use leakscope_analysis::verdict;
 use leakscope_model::{
-    Command as Kind, ExitKind, Notice, ProcessReport, Report, VerdictStatus, quantity,
+    Command as Kind, ExitKind, Notice, ProcessReport, Report, ThreadState, VerdictStatus, quantity,
 };
+use leakscope_tracee::{LiveMemory, spawn_watched};
 use leakscope_wire::hello::ENV_SOCKET;
 use leakscope_wire::layout::state;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::assemble::{Unrecorded, replaced_notice, unrecorded};
 use crate::clock::Clock;
+use crate::examine;
 use crate::image::{not_loaded, serve};
 use crate::limits::Limits;
 use crate::listen::Listener;
@@ -112,7 +115,10 @@ pub fn run(
     // after it: their stacks and heaps may exceed those. A hello that comes
     // meanwhile waits in the socket's queue.
     limits.restore();
-    let main = start(&file, options, &place.object(), &address)?;
+    let watched = obstacle
+        .as_ref()
+        .is_some_and(|o| o.code == "static-executable" && program::may_be_traced(&file));
+    let (main, watch) = start(&file, options, &place.object(), &address, watched)?;
     supervisor.roster().main = Some(main);
     limits.raise();
     clock
@@ -144,8 +150,28 @@ pub fn run(
         exit: ExitKind::Signal("SIGINT".to_owned()),
         status: 2,
     });
-    Ok(outcome(&supervisor, main, &file, ended, obstacle))
+    let mut unrecorded = Unseen {
+        file: &file,
+        obstacle,
+        looked_at: None,
+    };
+    // Its thread ends with the program, which may go on without us.
+    if let Some(watch) = watch.filter(|watch| !gave_up || watch.is_finished()) {
+        unrecorded.looked_at = watch.join().ok().flatten();
+    }
+    Ok(outcome(&supervisor, main, ended, unrecorded))
 }
+
+/// What is known of the program itself when it was not recorded.
+struct Unseen<'a> {
+    file: &'a Path,
+    obstacle: Option<Notice>,
+    /// What a look at its end has found.
+    looked_at: Option<ProcessReport>,
+}
+
+/// The thread that looks at a program when that is about to end.
+type Watch = JoinHandle<Option<ProcessReport>>;
 
 /// Ends the threads however the run ends.
 struct Over(Arc<Supervisor>);
@@ -212,8 +238,15 @@ fn listen(supervisor: &Arc<Supervisor>, listener: Listener) -> std::io::Result<(
     Ok(())
 }
 
-/// Starts the program; its process id.
-fn start(file: &Path, options: &RunOptions, object: &Path, address: &str) -> Result<u32, RunError> {
+/// Starts the program; its process id. One that no recorder can enter is
+/// `watched` for its end.
+fn start(
+    file: &Path,
+    options: &RunOptions,
+    object: &Path,
+    address: &str,
+    watched: bool,
+) -> Result<(u32, Option<Watch>), RunError> {
     let mut preload = object.as_os_str().to_owned();
     if let Some(previous) = std::env::var_os("LD_PRELOAD").filter(|v| !v.is_empty()) {
         preload.push(":");
@@ -237,8 +270,19 @@ fn start(file: &Path, options: &RunOptions, object: &Path, address: &str) -> Res
     } else {
         file.to_owned()
     };
-    let started = prepared(&direct, arguments).arg0(name).spawn();
-    let started = match started {
+    let mut command = prepared(&direct, arguments);
+    command.arg0(name);
+    if watched {
+        let heuristics = options.heuristics;
+        let look = move |memory: &LiveMemory, threads: &[ThreadState]| {
+            examine::at_end(&heuristics, memory, threads)
+        };
+        return match spawn_watched(command, Box::new(look)) {
+            Ok((pid, watch)) => Ok((pid, Some(watch))),
+            Err(error) => Err(program::start_refusal(file, &error)),
+        };
+    }
+    let started = match command.spawn() {
         // As execvp(3) does with a text that names no interpreter.
         Err(error)
             if rustix::io::Errno::from_io_error(&error) == Some(rustix::io::Errno::NOEXEC)
@@ -252,7 +296,7 @@ fn start(file: &Path, options: &RunOptions, object: &Path, address: &str) -> Res
     };
     match started {
         // The handle only waits, and waiting is the reaper's business.
-        Ok(child) => Ok(child.id()),
+        Ok(child) => Ok((child.id(), None)),
         Err(error) => Err(program::start_refusal(file, &error)),
     }
 }
@@ -457,20 +501,24 @@ fn waiting(pids: &[u32]) -> String {
     )
 }
 
-fn outcome(
-    supervisor: &Supervisor,
-    main: u32,
-    file: &Path,
-    ended: Ended,
-    obstacle: Option<Notice>,
-) -> RunOutcome {
+fn outcome(supervisor: &Supervisor, main: u32, ended: Ended, unseen: Unseen<'_>) -> RunOutcome {
+    let Unseen {
+        file,
+        obstacle,
+        looked_at,
+    } = unseen;
     let mut roster = supervisor.roster();
     let mut sections = std::mem::take(&mut roster.sections);
     // The program first, then in the order of hellos; `sort_by_key` is stable,
     // so a successor stays behind its image.
     sections.sort_by_key(|(order, section)| (section.pid != main, *order));
     let mut processes: Vec<ProcessReport> = sections.into_iter().map(|(_, s)| s).collect();
-    if !processes.iter().any(|section| section.pid == main) {
+    let is_known = processes.iter().any(|section| section.pid == main);
+    if let Some(mut section) = looked_at.filter(|_| !is_known) {
+        section.exit = Some(ended.exit.clone());
+        section.notices.insert(0, program::looked_at(file));
+        processes.insert(0, section);
+    } else if !is_known {
         let exe = file.display().to_string();
         let reason = roster.not_recorded.remove(&main).or(obstacle);
         let mut notices = vec![reason.unwrap_or_else(|| not_loaded(&exe))];

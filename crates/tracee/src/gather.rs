@@ -559,7 +559,7 @@ fn user_registers(r: &Registers) -> UserRegisters {
 }
 
 /// x86-64: the fifteen general registers without the stack pointer.
-fn thread_state(tid: u32, r: &Registers) -> ThreadState {
+pub(crate) fn thread_state(tid: u32, r: &Registers) -> ThreadState {
     ThreadState {
         tid,
         sp: Addr(r.rsp),

@@ -29,6 +29,7 @@ mod refusal;
 mod restart;
 mod stopped;
 mod sys;
+mod watched;
 
 pub use core_file::{CoreError, CoreFile};
 pub use core_write::{CoreImage, CoreTarget, CoreWritten, UserRegisters, write_core};
@@ -39,3 +40,4 @@ pub use gather::blocked_threads;
 pub use memory::LiveMemory;
 pub use refusal::{Refusal, RefusalCause};
 pub use stopped::{Stopped, stop, stop_guarded};
+pub use watched::{AtEnd, spawn_watched};

@@ -36,7 +36,10 @@ pub(super) fn advice(report: &Report, options: &Options) -> String {
     };
     for kind in [LossKind::Definite, LossKind::Possible] {
         if let Some(leak) = largest(kind) {
-            return lost(leak, options);
+            let is_static = processes()
+                .flat_map(|p| &p.notices)
+                .any(|notice| notice.code == "static-executable");
+            return lost(leak, is_static, options);
         }
     }
     let mut mappings = processes().flat_map(|p| leaks::shown_mappings(p, options));
@@ -102,15 +105,20 @@ fn wrong_free(error: &ErrorRecord, options: &Options) -> String {
     )
 }
 
-fn lost(leak: &Leak, options: &Options) -> String {
+fn lost(leak: &Leak, is_static: bool, options: &Options) -> String {
     if let Some(content) = &leak.content {
         let what = match &leak.type_name {
             Some(name) => format!("objects of type {}", escape(name)),
             None => format!("blocks ({})", escape(&content.shape)),
         };
+        let how = if is_static {
+            "link the program dynamically once and start it"
+        } else {
+            "start the program"
+        };
         return format!(
-            "find who should have released these {what}; to see who allocates them, start the \
-             program with 'leakscope run'"
+            "find who should have released these {what}; to see who allocates them, {how} with \
+             'leakscope run'"
         );
     }
     let Some(frame) = (options.own_frame)(&leak.stack) else {

@@ -28,8 +28,13 @@ pub(crate) fn own_tid() -> u32 {
 
 /// Kills process `pid`.
 pub(crate) fn kill(pid: u32) -> io::Result<()> {
+    send(pid, libc::SIGKILL)
+}
+
+/// Sends process `pid` a signal.
+pub(crate) fn send(pid: u32, signal: i32) -> io::Result<()> {
     // SAFETY: takes two numbers.
-    match unsafe { libc::kill(id(pid)?, libc::SIGKILL) } {
+    match unsafe { libc::kill(id(pid)?, signal) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }

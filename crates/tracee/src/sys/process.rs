@@ -2,6 +2,8 @@
 
 use std::io;
 use std::os::fd::RawFd;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 
 /// Splits this process in two; `None` in the new one, which has the calling
 /// thread only.
@@ -49,6 +51,19 @@ pub(crate) fn become_guard(keep: [RawFd; 2], work: impl FnOnce()) -> ! {
     let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
     // SAFETY: ends the process without running handlers that are not its own.
     unsafe { libc::_exit(0) }
+}
+
+/// Has the calling thread trace the program that it will start, from its first
+/// instruction: it stands still there.
+pub(crate) fn trace_from_birth(command: &mut Command) {
+    // SAFETY: in the new process only ptrace is called, which is a bare system
+    // call there and allocates nothing.
+    unsafe {
+        command.pre_exec(|| match libc::ptrace(libc::PTRACE_TRACEME, 0, 0, 0) {
+            -1 => Err(io::Error::last_os_error()),
+            _ => Ok(()),
+        });
+    }
 }
 
 /// Waits for the end of our child `pid`.

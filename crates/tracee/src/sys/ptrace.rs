@@ -13,6 +13,11 @@ pub(crate) const EVENT_STOP: i32 = 128;
 /// `PTRACE_EVENT_CLONE`: the thread has just made another one.
 pub(crate) const EVENT_CLONE: i32 = libc::PTRACE_EVENT_CLONE;
 
+/// `PTRACE_EVENT_EXEC`: it runs another program now.
+pub(crate) const EVENT_EXEC: i32 = libc::PTRACE_EVENT_EXEC;
+/// `PTRACE_EVENT_EXIT`: the thread is about to end.
+pub(crate) const EVENT_EXIT: i32 = libc::PTRACE_EVENT_EXIT;
+
 /// Set in the signal number of a stop at the border of a system call, where
 /// [`TRACE_CALLS`] was asked for (ptrace(2)).
 pub(crate) const AT_CALL: i32 = 0x80;
@@ -23,6 +28,10 @@ pub(crate) type Options = i32;
 pub(crate) const TRACE_BIRTHS: Options = libc::PTRACE_O_TRACECLONE;
 /// Stops at calls are told apart from SIGTRAP.
 pub(crate) const TRACE_CALLS: Options = libc::PTRACE_O_TRACESYSGOOD;
+/// It stops when it is about to end.
+pub(crate) const AT_EXIT: Options = libc::PTRACE_O_TRACEEXIT;
+/// It stops when it has executed another program.
+pub(crate) const AT_EXEC: Options = libc::PTRACE_O_TRACEEXEC;
 /// The kernel kills it when its tracer ends.
 pub(crate) const DIE_WITH_TRACER: Options = libc::PTRACE_O_EXITKILL;
 /// No seccomp filter of its own is asked while it is traced; needs
@@ -56,7 +65,12 @@ fn checked(status: libc::c_long) -> io::Result<()> {
 /// Becomes the tracer of thread `tid` without stopping it; threads that it
 /// makes are traced from birth.
 pub(crate) fn seize(tid: u32) -> io::Result<()> {
-    let options = libc::PTRACE_O_TRACECLONE as usize as *mut c_void;
+    seize_with(tid, TRACE_BIRTHS)
+}
+
+/// The same, asking for something else.
+pub(crate) fn seize_with(tid: u32, options: Options) -> io::Result<()> {
+    let options = options as usize as *mut c_void;
     // SAFETY: the kernel takes `options` as a number and touches no memory
     // of ours.
     checked(unsafe { libc::ptrace(libc::PTRACE_SEIZE, id(tid)?, null_mut::<c_void>(), options) })
@@ -134,15 +148,23 @@ pub(crate) fn resume(tid: u32, how: Resume) -> io::Result<()> {
         Resume::On => libc::PTRACE_CONT,
         Resume::ToCall => libc::PTRACE_SYSCALL,
     };
-    // SAFETY: no pointers are involved.
-    checked(unsafe {
-        libc::ptrace(
-            request,
-            id(tid)?,
-            null_mut::<c_void>(),
-            null_mut::<c_void>(),
-        )
-    })
+    request_with(request, tid, 0)
+}
+
+/// Lets a stopped thread run on, delivering `signal` unless it is 0.
+pub(crate) fn resume_with(tid: u32, signal: i32) -> io::Result<()> {
+    request_with(libc::PTRACE_CONT, tid, signal)
+}
+
+/// Leaves a thread in its group stop, to be told when that ends.
+pub(crate) fn listen(tid: u32) -> io::Result<()> {
+    request_with(libc::PTRACE_LISTEN, tid, 0)
+}
+
+fn request_with(request: libc::c_uint, tid: u32, data: i32) -> io::Result<()> {
+    let data = data as usize as *mut c_void;
+    // SAFETY: the requests above take `data` as a number.
+    checked(unsafe { libc::ptrace(request, id(tid)?, null_mut::<c_void>(), data) })
 }
 
 /// The signals that a stopped thread has blocked (those of its own, where a

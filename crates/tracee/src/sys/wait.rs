@@ -32,10 +32,15 @@ pub(crate) fn peek(tid: u32) -> io::Result<Change> {
         | libc::WSTOPPED
         | libc::__WALL
         | libc::__WNOTHREAD;
+    look(libc::P_PID, tid, flags).map(|(_, change)| change)
+}
+
+/// Who, and what happened.
+fn look(which: libc::idtype_t, id: u32, flags: i32) -> io::Result<(u32, Change)> {
     let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
     // SAFETY: waitid writes one `siginfo_t` at its third argument, which
     // points at one.
-    let status = unsafe { libc::waitid(libc::P_PID, tid, info.as_mut_ptr(), flags) };
+    let status = unsafe { libc::waitid(which, id, info.as_mut_ptr(), flags) };
     if status == -1 {
         return Err(io::Error::last_os_error());
     }
@@ -44,13 +49,27 @@ pub(crate) fn peek(tid: u32) -> io::Result<Change> {
     // SAFETY: reads the bytes of the union as the variant that waitid
     // writes; all bytes are initialised.
     let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
-    if pid == 0 {
-        return Ok(Change::Nothing);
-    }
-    Ok(match info.si_code {
+    let change = match info.si_code {
+        _ if pid == 0 => Change::Nothing,
         libc::CLD_EXITED | libc::CLD_KILLED | libc::CLD_DUMPED => Change::Ended,
         _ => Change::Stopped(status),
-    })
+    };
+    Ok((pid.unsigned_abs(), change))
+}
+
+/// Waits until something happens to any thread that the calling thread traces
+/// or has started, and leaves the notice where it is.
+///
+/// # Errors
+/// `ECHILD` when there are none.
+pub(crate) fn peek_any() -> io::Result<(u32, Change)> {
+    let flags = libc::WNOWAIT | libc::WEXITED | libc::WSTOPPED | libc::__WALL | libc::__WNOTHREAD;
+    loop {
+        match look(libc::P_ALL, 0, flags) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            other => return other,
+        }
+    }
 }
 
 /// Takes the exit status of child `pid` if it has ended; stops are
