@@ -23,12 +23,14 @@ pub(crate) fn fork() -> io::Result<Option<u32>> {
 /// only `keep` stay open: who waits for the end of a pipe waits for all.
 pub(crate) fn become_guard(keep: [RawFd; 2], work: impl FnOnce()) -> ! {
     super::block_signals();
-    // SAFETY: setsid takes nothing; prctl reads a C string; open one, too;
+    // SAFETY: setsid takes nothing, setpriority numbers; prctl reads a C string; open one, too;
     // dup2 and close_range take descriptors, of which none that is closed is
     // ever used again: only `work` runs here. Failures change nothing that
     // matters.
     unsafe {
         libc::setsid();
+        // Somebody stands still until we come to it, however busy the machine.
+        libc::setpriority(libc::PRIO_PROCESS, 0, -20);
         libc::prctl(libc::PR_SET_NAME, c"leaks-guard".as_ptr());
         let null = libc::open(c"/dev/null".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC);
         if null >= 0 {
