@@ -39,6 +39,8 @@ const BY_HAND: u64 = 64 << 20;
 /// Tries to find a thread that takes the copy's end, and the time between.
 const TAKING: u32 = 40;
 const BETWEEN: Duration = Duration::from_millis(5);
+/// Threads that are asked each time.
+const TAKERS: usize = 8;
 /// How long the kernel may take to end the copy.
 const END: Duration = Duration::from_secs(60);
 
@@ -220,6 +222,8 @@ const LOOK: Duration = Duration::from_millis(2);
 struct Born {
     ours: u32,
     theirs: u64,
+    /// The thread that made it.
+    maker: u32,
 }
 
 /// What is known before anybody is stopped.
@@ -265,7 +269,11 @@ impl Copying {
         let live = LiveMemory::open(self.pid).map_err(StopError::from)?;
         let made = self.call(gathering, &live, Call::Copy, on_step)?;
         let born = match (made.born, u64::try_from(made.value)) {
-            (Some(ours), Ok(theirs)) if theirs > 0 => Born { ours, theirs },
+            (Some(ours), Ok(theirs)) if theirs > 0 => Born {
+                ours,
+                theirs,
+                maker: made.by,
+            },
             _ => {
                 let error = i32::try_from(made.value.saturating_neg()).unwrap_or(0);
                 let error = io::Error::from_raw_os_error(error);
@@ -384,17 +392,23 @@ impl Copying {
         wait::take(born.ours);
         let mut ended = Ended::default();
         for _ in 0..TAKING {
-            match self.take(born) {
-                Ok((pause, taken)) => {
+            let candidates = Gathering::new(self.pid).candidates();
+            if candidates.is_empty() {
+                // The process is gone, and whoever inherits the notice takes it.
+                ended.taken = true;
+            }
+            // Not every thread is where it can make a call: the one that made
+            // the copy was, and often comes back there.
+            let maker = candidates.iter().copied().filter(|tid| *tid == born.maker);
+            let others = candidates.iter().copied().filter(|tid| *tid != born.maker);
+            for tid in maker.chain(others.take(TAKERS)) {
+                if let Ok((pause, taken)) = self.take(born, tid) {
                     ended.pause += pause;
                     ended.taken |= taken;
                 }
-                // It is gone, or does not let itself be stopped any more.
-                Err(ForkError::Stop(_)) => {
-                    ended.taken = ProcRoot::default().process(born.ours).stat().is_err();
+                if ended.taken {
                     break;
                 }
-                Err(ForkError::Refused(_)) => {}
             }
             if ended.taken {
                 break;
@@ -404,13 +418,14 @@ impl Copying {
         ended
     }
 
-    /// Has a thread of the process take the notice.
-    fn take(&self, born: Born) -> Result<(Duration, bool), ForkError> {
+    /// Has thread `tid` of the process take the notice.
+    fn take(&self, born: Born, tid: u32) -> Result<(Duration, bool), ForkError> {
         let mut gathering = Gathering::new(self.pid);
-        gathering.stop_any()?;
+        gathering.stop_one(tid)?;
         let live = LiveMemory::open(self.pid).map_err(StopError::from)?;
+        let call = Call::Take(born.theirs);
         let made = if code::is_there(&live, self.code) {
-            self.call(&mut gathering, &live, Call::Take(born.theirs), &mut |_| ())
+            self.call(&mut gathering, &live, call, &mut |_| ())
         } else {
             // It runs another program by now.
             let now = Copying {
@@ -420,7 +435,7 @@ impl Copying {
                 wiped: Vec::new(),
                 writable: writable(&live)?,
             };
-            now.call(&mut gathering, &live, Call::Take(born.theirs), &mut |_| ())
+            now.call(&mut gathering, &live, call, &mut |_| ())
         };
         let pause = gathering.release();
         let value = made?.value;

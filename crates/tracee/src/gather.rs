@@ -149,30 +149,30 @@ impl Gathering {
         }
     }
 
-    /// Stops one of the threads: the first that can make a call, else the first
-    /// that stops at all.
+    /// The living threads, those inside a call first, the process's first one before
+    /// the others.
+    pub(crate) fn candidates(&self) -> Vec<u32> {
+        let mut listed = self.list().unwrap_or_default();
+        listed.retain(|&tid| self.process.task(tid).stat().is_ok_and(|s| !s.is_dead()));
+        let is_running = |&tid: &u32| {
+            let call = self.process.task(tid).syscall();
+            matches!(call, Ok(Syscall::Running) | Err(_))
+        };
+        let (running, inside): (Vec<u32>, Vec<u32>) = listed.into_iter().partition(is_running);
+        inside.into_iter().chain(running).collect()
+    }
+
+    /// Stops one thread only.
     ///
     /// # Errors
     /// As [`stop_all`](Gathering::stop_all).
-    pub(crate) fn stop_any(&mut self) -> Result<(), StopError> {
+    pub(crate) fn stop_one(&mut self, tid: u32) -> Result<(), StopError> {
         self.began = Instant::now();
-        let listed = self.list()?;
-        // Those inside a call first, the first thread before the others.
-        let is_running = |&tid: &u32| {
-            matches!(
-                self.process.task(tid).syscall(),
-                Ok(Syscall::Running) | Err(_)
-            )
-        };
-        let (running, inside): (Vec<u32>, Vec<u32>) = listed.into_iter().partition(is_running);
-        for tid in inside.into_iter().chain(running) {
-            self.seize_new(&[tid])?;
-            self.await_stops();
-            if matches!(self.threads.get(&tid), Some(State::Stopped(_)))
-                && self.take_registers(&[tid]).is_some()
-            {
-                return Ok(());
-            }
+        self.seize_new(&[tid])?;
+        self.await_stops();
+        let stopped = matches!(self.threads.get(&tid), Some(State::Stopped(_)));
+        if stopped && self.take_registers(&[tid]).is_some() {
+            return Ok(());
         }
         Err(StopError::TimedOut(self.pid))
     }

@@ -51,6 +51,8 @@ pub(crate) struct Made {
     pub value: i64,
     /// The process that it made, by our id.
     pub born: Option<u32>,
+    /// The thread that made it.
+    pub by: u32,
 }
 
 impl Gathering {
@@ -99,7 +101,11 @@ impl Gathering {
         // vector registers.
         let extended = ptrace::extended_state(tid).map_err(NoCall::Io)?;
         let frames = frames(&real, signals, &extended, means.code).ok_or(NoCall::NoThread)?;
-        if !has_room(means.map, &real, frames.at, tid == self.pid) {
+        let is_first = tid == self.pid;
+        let mut own = [0; 8];
+        let read = means.memory.read_exact_at(&mut own, real.fs_base);
+        let is_posix = read.is_ok() && u64::from_le_bytes(own) == real.fs_base;
+        if !has_room(means.map, &real, frames.at, is_first, is_posix) {
             return Err(NoCall::NoThread);
         }
         let mut options: Options = TRACE_BIRTHS | TRACE_CALLS;
@@ -128,6 +134,7 @@ impl Gathering {
             Some(value) => Ok(Made {
                 value,
                 born: driven.born,
+                by: tid,
             }),
             None => Err(NoCall::NoThread),
         }
@@ -184,16 +191,27 @@ impl Gathering {
 }
 
 /// True when everything from `from` to the stack pointer is the thread's own
-/// stack: that of the first thread, or the mapping that ends in the thread's
-/// control block. Stacks that a program has laid out itself (coroutines,
+/// stack: that of the first thread, or of a POSIX thread (whose control block
+/// begins with its own address) the mapping that ends in the control block.
+/// Stacks that a program has laid out itself (coroutines, goroutines,
 /// alternative ones for signals) may have something else below.
-fn has_room(map: &MemoryMap, registers: &Registers, from: u64, is_first: bool) -> bool {
+fn has_room(
+    map: &MemoryMap,
+    registers: &Registers,
+    from: u64,
+    is_first: bool,
+    is_posix: bool,
+) -> bool {
     let Some(region) = map.find(Addr(registers.rsp)) else {
         return false;
     };
     let control_block = Addr(registers.fs_base);
-    let is_own = (is_first && region.path == b"[stack]")
-        || (region.range.contains(control_block) && control_block.0 > registers.rsp);
+    let is_own = if is_first {
+        region.path == b"[stack]"
+    } else {
+        // Its guard page keeps the mapping from being joined with others below.
+        is_posix && region.range.contains(control_block) && control_block.0 > registers.rsp
+    };
     is_own
         && region.read
         && region.write

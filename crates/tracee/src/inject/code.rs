@@ -45,7 +45,7 @@ pub(crate) fn find(memory: &LiveMemory) -> Option<Code> {
             };
             let got = memory.read_some(Addr(at), piece);
             let piece = piece.get(..got).unwrap_or_default();
-            let found = |what: &[u8]| place(piece, what).map(|i| at + i as u64);
+            let found = |what: &[u8]| memchr::memmem::find(piece, what).map(|i| at + i as u64);
             call = call.or_else(|| found(CALL));
             back = back.or_else(|| BACK.iter().find_map(|what| found(what)));
             if let (Some(call), Some(back)) = (call, back) {
@@ -71,8 +71,4 @@ pub(crate) fn is_there(memory: &LiveMemory, code: Code) -> bool {
         bytes.starts_with(what)
     };
     begins(code.call, CALL) && BACK.iter().any(|what| begins(code.back, what))
-}
-
-fn place(bytes: &[u8], what: &[u8]) -> Option<usize> {
-    bytes.windows(what.len()).position(|w| w == what)
 }

@@ -145,6 +145,65 @@ int main(void) {
     assert_eq!(target.wait().code(), Some(7));
 }
 
+/// As Go's: threads whose stacks and thread pointers lie in one heap. Nothing
+/// is written there.
+#[test]
+fn threads_of_another_kind() {
+    if !possible() {
+        return;
+    }
+    let program = compile_c(
+        r#"
+#define _GNU_SOURCE
+#include <asm/prctl.h>
+#include <sched.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+static char *heap;
+static long call3(long number, long a, long b, long c) {
+    long result;
+    __asm__ volatile("syscall" : "=a"(result) : "0"(number), "D"(a), "S"(b), "d"(c)
+                     : "rcx", "r11", "memory");
+    return result;
+}
+static int run(void *tls) {
+    call3(SYS_arch_prctl, ARCH_SET_FS, (long)tls, 0);
+    for (;;) call3(SYS_pause, 0, 0, 0);
+}
+int main(void) {
+    heap = mmap(0, 1 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    memset(heap, 0x55, 1 << 20);
+    char *stack = heap + (1 << 16);
+    int flags = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM;
+    clone(run, stack, flags, heap + (1 << 19));
+    printf("ready\n");
+    fflush(stdout);
+    char byte;
+    /* The main thread's stack is not its own either. */
+    __asm__ volatile("mov %%rsp, %%r12\n mov %[stack], %%rsp\n syscall\n mov %%r12, %%rsp"
+                     : : "a"(0L), "D"(0L), "S"(&byte), "d"(1L), [stack] "r"(heap + (1 << 18))
+                     : "rcx", "r11", "r12", "memory");
+    long wrong = 0;
+    for (long i = 0; i < 1 << 20; i++) wrong += heap[i] != 0x55 && (i < (1 << 16) - 1024 || i >= 1 << 16);
+    printf("wrong %ld\n", wrong);
+    return 7;
+}
+"#,
+        &["-O1"],
+    );
+    let mut target = Target::spawn(&mut program.command());
+    target.expect_line("ready");
+    until_blocked(target.pid());
+    let error = fork(target.pid()).unwrap_err().to_string();
+    assert!(error.contains("none of its threads"), "{error}");
+    target.send("");
+    assert_eq!(target.expect_line("wrong "), "0");
+    assert_eq!(target.wait().code(), Some(7));
+}
+
 fn until_blocked_first(pid: u32) {
     while process(pid).stat().expect("read the state").state != b'S' {
         std::thread::yield_now();
