@@ -13,6 +13,7 @@
 //! [`workloads`] for what is run.
 #![forbid(unsafe_code)]
 
+mod check;
 mod command;
 mod compare;
 mod inputs;

@@ -1,6 +1,7 @@
 //! Single figures: memory of the recorder, delay of the start, the check at
 //! the end.
 
+use crate::check;
 use crate::command::Line;
 use crate::options::Options;
 use crate::place::Place;
@@ -15,11 +16,12 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 /// What `--only` may name.
-pub const NAMES: [&str; 5] = [
+pub const NAMES: [&str; 6] = [
     "block-memory",
     "stack-memory",
     "start",
     "exit-check",
+    "check",
     "mark",
 ];
 
@@ -30,7 +32,7 @@ pub struct Figure {
     /// What came out, with its unit.
     pub value: String,
     /// The bound; empty when there is none.
-    pub bound: &'static str,
+    pub bound: String,
 }
 
 /// Measures all figures that were asked for. One that cannot be measured says
@@ -65,6 +67,12 @@ pub fn all(options: &Options, place: &Place) -> Result<Vec<Figure>, String> {
                     figures.push(exit_check(blocks, options, place)?);
                 }
             }
+            "check" => {
+                let sizes: &[u64] = if options.quick { &[1] } else { &[1, 10, 36] };
+                for &million in sizes {
+                    figures.extend(check::figures(million, options, place)?);
+                }
+            }
             // Built from source, so only where it is asked for or time is ample.
             _ if options.quick && options.only.is_empty() => {}
             _ => figures.push(mark()),
@@ -75,7 +83,11 @@ pub fn all(options: &Options, place: &Place) -> Result<Vec<Figure>, String> {
 
 fn figure(what: String, value: Result<String, String>, bound: &'static str) -> Figure {
     let value = value.unwrap_or_else(|why| format!("not measured: {why}"));
-    Figure { what, value, bound }
+    Figure {
+        what,
+        value,
+        bound: bound.to_owned(),
+    }
 }
 
 /// Resident bytes of a program at its two "ready" lines.
