@@ -57,9 +57,9 @@ pub fn group(
     let mut last = None;
     let mut groups: Vec<(Look, Group)> = Vec::new();
     let mut of_block: Vec<u32> = Vec::with_capacity(blocks.len());
-    for (block, kind) in blocks.iter().zip(&marked.kinds) {
+    for (number, (block, kind)) in blocks.iter().zip(&marked.kinds).enumerate() {
         let begin = beginning(&mut words, block, &mut first);
-        let look = looks.at(begin, block.size);
+        let look = looks.at(number, begin, block.size);
         let next = groups.len() as u32;
         // Neighbours are often alike.
         let at = match last {

@@ -9,6 +9,7 @@
 //! (memcheck's loss kinds for every block).
 #![forbid(unsafe_code)]
 
+pub mod garbage;
 pub mod groups;
 pub mod growth;
 pub mod mappings;

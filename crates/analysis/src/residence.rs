@@ -1,7 +1,8 @@
 //! Where the resident set is: held, lost, kept by the allocator, or none of
 //! its business.
 
-use leakscope_heap::glibc::{FreePlace, Heaps};
+use leakscope_heap::Heaps;
+use leakscope_heap::glibc::FreePlace;
 use leakscope_model::{LiveBlock, LossKind, Range, Residence};
 
 /// What a mapping is to the process.
@@ -48,7 +49,7 @@ pub fn residence(
     let kind = |at: usize| kinds.get(at).copied().unwrap_or(LossKind::Reachable);
     let mut sum = Residence::default();
     let mut in_heaps = 0u64;
-    for segment in &heaps.segments {
+    for segment in &heaps.malloc.segments {
         let mut told = 0;
         let first = segment.blocks.first().map_or(0, |block| at(block.addr));
         for (i, block) in segment.blocks.iter().enumerate() {
@@ -80,10 +81,36 @@ pub fn residence(
         sum.allocator += whole.saturating_sub(told);
         in_heaps += whole.max(told);
     }
-    for (range, block) in &heaps.mapped {
+    for (range, block) in &heaps.malloc.mapped {
         let bytes = resident(*range);
         *of_kind(&mut sum, kind(at(block.addr))) += bytes;
         in_heaps += bytes;
+    }
+    for walked in &heaps.others {
+        let mut told = 0;
+        // In most places nothing of another allocator lies between two blocks.
+        let mut next = 0;
+        for block in &walked.blocks {
+            if blocks.get(next).is_none_or(|b| b.addr.0 != block.addr) {
+                next = at(block.addr);
+            }
+            let bytes = resident(Range::new(
+                block.addr,
+                block.addr.saturating_add(block.size),
+            ));
+            *of_kind(&mut sum, kind(next)) += bytes;
+            told += bytes;
+            next += 1;
+        }
+        for free in &walked.free {
+            let bytes = resident(*free);
+            sum.retained.pools += bytes;
+            told += bytes;
+        }
+        let whole = walked.extents.iter().map(|extent| resident(*extent));
+        let whole = whole.fold(0, u64::saturating_add);
+        sum.allocator += whole.saturating_sub(told);
+        in_heaps += whole.max(told);
     }
     for mapped in mappings {
         sum.rss = sum.rss.saturating_add(mapped.rss);
@@ -111,9 +138,15 @@ fn of_kind(sum: &mut Residence, kind: LossKind) -> &mut u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use leakscope_heap::glibc::{Found, Free, Segment};
+    use leakscope_heap::Walked;
+    use leakscope_heap::glibc::{self, Found, Free, Segment};
+    use leakscope_model::Addr;
 
     const HEAP: u64 = 0x5555_5555_0000;
+    const POOLS: Range = Range {
+        start: Addr(0x7100_0000),
+        end: Addr(0x7100_1000),
+    };
 
     fn mapped(range: Range, used_as: Use, rss: u64) -> Mapped {
         Mapped {
@@ -132,7 +165,7 @@ mod tests {
             chunk: Range::new(HEAP + start, HEAP + start + len),
             place,
         };
-        let heaps = Heaps {
+        let malloc = glibc::Heaps {
             segments: vec![Segment {
                 range: heap,
                 arena: 0,
@@ -161,7 +194,25 @@ mod tests {
                     size: 0x4ff0,
                 },
             )],
-            ..Heaps::default()
+            ..glibc::Heaps::default()
+        };
+        let heaps = Heaps {
+            malloc,
+            others: vec![Walked {
+                extents: vec![POOLS],
+                blocks: vec![
+                    Found {
+                        addr: POOLS.start.0 + 0x30,
+                        size: 0x40,
+                    },
+                    Found {
+                        addr: POOLS.start.0 + 0x70,
+                        size: 0x40,
+                    },
+                ],
+                free: vec![Range::new(POOLS.start.0 + 0xb0, POOLS.end.0)],
+                ..Walked::new("pools")
+            }],
         };
         let mappings = [
             mapped(heap, Use::Anonymous, 0x7000),
@@ -170,9 +221,13 @@ mod tests {
             mapped(Range::new(0x10000, 0x20000), Use::Anonymous, 0x1000),
             mapped(Range::new(0x30000, 0x40000), Use::Stack, 0x2000),
             mapped(Range::new(0x50000, 0x60000), Use::Shared, 0x6000),
+            mapped(POOLS, Use::Anonymous, 0x1000),
         ];
-        let blocks = [0x7000_0010, HEAP + 0x2a0, HEAP + 0x2e0].map(|a| LiveBlock::new(a, 0));
-        let kinds = [LossKind::Reachable, LossKind::Definite, LossKind::Possible];
+        let pools = [0x30, 0x70].map(|at| POOLS.start.0 + at);
+        let blocks = [0x7000_0010, pools[0], pools[1], HEAP + 0x2a0, HEAP + 0x2e0];
+        let blocks = blocks.map(|a| LiveBlock::new(a, 0));
+        use LossKind::{Definite, Possible, Reachable};
+        let kinds = [Reachable, Definite, Reachable, Definite, Possible];
         // The last page of the heap and the end of the mapped block are not
         // in RAM.
         let resident = |range: Range| {
@@ -186,21 +241,22 @@ mod tests {
         let sum = residence(&mappings, &heaps, &blocks, &kinds, resident);
         assert_eq!(
             (sum.definite, sum.possible, sum.reachable),
-            (0x40, 0x1020, 0x3000)
+            (0x80, 0x1020, 0x3040)
         );
         let kept = sum.retained;
         assert_eq!(
             (kept.fastbins, kept.caches, kept.bins, kept.top),
             (0x20, 0x30, 0x2d00, 0x2fc0)
         );
-        assert_eq!((sum.allocator, sum.other_anonymous), (0x290, 0x1000));
+        assert_eq!(kept.pools, 0xf50);
+        assert_eq!((sum.allocator, sum.other_anonymous), (0x2c0, 0x1000));
         assert_eq!(
             (sum.files, sum.stacks, sum.shared),
             (0x4000, 0x2000, 0x6000)
         );
         // Pages 2, 3 of the bin, 5 and 6 of the top.
         assert_eq!(sum.trimmable, 0x4000);
-        assert_eq!(sum.swap, 6 * 512);
+        assert_eq!(sum.swap, 7 * 512);
         let parts = [
             sum.reachable,
             sum.definite,

@@ -6,9 +6,17 @@
 //! hostile: loops are bounded, offsets checked, and a structure is believed
 //! only where its parts agree.
 //!
-//! Begin with [`glibc::walk`].
+//! Begin with [`walk`]: glibc's malloc ([`glibc`]), and what has memory of its
+//! own beside it, as [`Walked`].
 #![forbid(unsafe_code)]
 
+pub mod cpython;
 pub mod glibc;
+mod heaps;
+pub mod pymalloc;
 pub mod regions;
+mod walked;
 pub mod words;
+
+pub use heaps::{Heaps, walk};
+pub use walked::Walked;

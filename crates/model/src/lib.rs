@@ -21,6 +21,6 @@ pub use live::{
 pub use report::{
     Command, Consistency, Content, Coverage, ErrorCode, ErrorRecord, ExitKind, FdLeak, Frame,
     FreeSiteLine, Growth, HeapCheck, HeapSummary, KindTotals, Leak, Lifetime, LossKind,
-    LossSummary, MappingLeak, Notice, ProcessReport, Report, Residence, Retained, RootCounts,
-    SampleEstimate, SuppressionUse, Verdict, VerdictStatus, Watched,
+    LossSummary, MappingLeak, Notice, OtherHeap, ProcessReport, Report, Residence, Retained,
+    RootCounts, SampleEstimate, SuppressionUse, Verdict, VerdictStatus, Watched,
 };

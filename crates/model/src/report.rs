@@ -255,7 +255,8 @@ pub struct Residence {
     pub trimmable: u64,
 }
 
-/// Resident bytes of free chunks, by where the allocator keeps them.
+/// Resident bytes of free chunks, by where the allocator keeps them, and of the
+/// free memory of other allocators.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Retained {
     /// Threads' caches.
@@ -266,12 +267,14 @@ pub struct Retained {
     pub bins: u64,
     /// The tops of heaps.
     pub top: u64,
+    /// Pools of other allocators (CPython's).
+    pub pools: u64,
 }
 
 impl Retained {
     /// All of it.
     pub fn total(&self) -> u64 {
-        let parts = [self.caches, self.fastbins, self.bins, self.top];
+        let parts = [self.caches, self.fastbins, self.bins, self.top, self.pools];
         parts.iter().fold(0, |sum, part| sum.saturating_add(*part))
     }
 }
@@ -393,7 +396,7 @@ pub struct Coverage {
 }
 
 /// A walk over the allocator's memory, compared with the allocator's sums.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HeapCheck {
     /// Arenas found.
     pub arenas: u64,
@@ -407,6 +410,25 @@ pub struct HeapCheck {
     pub agrees: bool,
     /// Looks that were taken until they did, or until there were enough.
     pub looks: u64,
+    /// Allocators with memory of their own beside malloc's.
+    pub others: Vec<OtherHeap>,
+}
+
+/// The heap of an allocator with memory of its own beside malloc's.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OtherHeap {
+    /// Its name.
+    pub allocator: &'static str,
+    /// Large pieces that were walked: pymalloc's arenas.
+    pub pieces: u64,
+    /// Blocks in them.
+    pub blocks: u64,
+    /// Bytes of these.
+    pub block_bytes: u64,
+    /// Bytes that it has free.
+    pub free_bytes: u64,
+    /// Bytes of pieces that contradict themselves; they count as roots.
+    pub unwalked_bytes: u64,
 }
 
 /// Something the reader should know; the code is stable, the text is not.

@@ -25,17 +25,18 @@ use std::fmt;
 use std::thread::sleep;
 use std::time::Duration;
 
+use leakscope_analysis::garbage;
 use leakscope_analysis::groups::{Group, Looks, Type, group};
-use leakscope_analysis::mark::{Heuristics, Marked, mark};
+use leakscope_analysis::mark::{Heuristics, Inside, Marked, mark_inside};
 use leakscope_analysis::residence::residence;
 use leakscope_analysis::roots::{self, RootInput, RootSwitches};
 use leakscope_analysis::verdict;
-use leakscope_heap::glibc::{self, Heaps};
+use leakscope_heap::cpython::{Objects, Unlinked};
+use leakscope_heap::{Heaps, glibc};
 use leakscope_memory::MemoryReader;
-use leakscope_memory::ranges::joined;
 use leakscope_model::{
-    Command, Consistency, Coverage, HeapCheck, HeapSummary, LiveBlock, LossKind, Notice,
-    ProcessReport, Range, Report, Residence, RootCounts, RootHints, ThreadState,
+    Command, Consistency, Coverage, HeapCheck, HeapSummary, KindTotals, LiveBlock, LossKind,
+    Notice, ProcessReport, Range, Report, Residence, RootCounts, RootHints, ThreadState,
 };
 use leakscope_proc::{ProcRoot, Process};
 
@@ -180,7 +181,7 @@ fn stopped(
             Some(sparse) => sparse,
             None => stopped.memory(),
         };
-        let heaps = glibc::walk(memory, threads);
+        let heaps = leakscope_heap::walk(memory, threads);
         if !heaps.is_consistent() && look < LOOKS {
             pause += stopped.release();
             look += 1;
@@ -228,6 +229,9 @@ struct Judged {
     blocks: Vec<LiveBlock>,
     marked: Marked,
     roots: RootCounts,
+    objects: Objects,
+    /// What a collector will free, so that it is no leak.
+    garbage: KindTotals,
 }
 
 impl Picture {
@@ -237,8 +241,10 @@ impl Picture {
             blocks,
             marked,
             roots,
+            objects,
+            garbage,
         } = judged;
-        let mut beginnings = Looks::new(memory, extents(&heaps));
+        let mut beginnings = Looks::new(memory, heaps.extents()).with_objects(&objects);
         let groups = group(memory, &blocks, &marked, &mut beginnings);
         let residence = usage.map(|usage| {
             let resident = |range| usage.resident(range);
@@ -247,7 +253,13 @@ impl Picture {
         Picture {
             residence,
             types: beginnings.types().to_vec(),
-            runtimes: environs::runtimes(memory.map(), usage.map_or(0, Usage::unknown)),
+            runtimes: environs::runtimes(
+                memory.map(),
+                usage.map_or(0, Usage::unknown),
+                &heaps,
+                objects.count(),
+                garbage,
+            ),
             heaps,
             blocks,
             marked,
@@ -265,16 +277,8 @@ fn judge(
     threads: &[ThreadState],
     heaps: Heaps,
 ) -> Judged {
-    let in_segments = heaps.segments.iter().flat_map(|s| &s.blocks);
-    let found = in_segments.chain(heaps.mapped.iter().map(|(_, found)| found));
-    // Without weight: their sizes are usable ones, not those asked for.
-    let mut blocks: Vec<LiveBlock> = found
-        .map(|f| LiveBlock {
-            weight: 0.0,
-            ..LiveBlock::new(f.addr, f.size)
-        })
-        .collect();
-    blocks.sort_unstable_by_key(|b| b.addr);
+    let blocks = heaps.blocks();
+    let objects = environs::objects(memory, &heaps, &blocks);
     let hints = RootHints {
         own: environs::recorder(memory.map()),
         ended_threads: roots::ended_threads(memory, threads),
@@ -286,14 +290,21 @@ fn judge(
         blocks: &blocks,
         hints: &hints,
         switches: RootSwitches::default(),
-        known_heaps: Some(&extents(&heaps)),
+        known_heaps: Some(&heaps.extents()),
     });
     // Inside malloc and free a thread may know a block by its chunk only.
     let registers = threads.iter().flat_map(|t| &t.registers);
     plan.start_words
         .extend(registers.map(|word| word.wrapping_add(glibc::CHUNK_HEADER)));
-    let mut marked = mark(memory, &blocks, &plan, heuristics);
-    if !heaps.is_consistent() {
+    let unlinked = Unlinked::new(memory, &objects.links);
+    let inside = Inside {
+        offsets: &objects.offsets,
+        words: &objects.aliases,
+    };
+    let mut marked = mark_inside(&unlinked, &blocks, &plan, heuristics, inside);
+    let garbage = garbage::take_out(&unlinked, &blocks, &objects, &mut marked);
+    // Other allocators' parts that do not agree are roots.
+    if !heaps.malloc.is_consistent() {
         looks::doubt(&mut marked);
     }
     Judged {
@@ -301,17 +312,9 @@ fn judge(
         blocks,
         marked,
         roots: plan.counts,
+        objects,
+        garbage,
     }
-}
-
-/// The memory of all heaps that were walked, ascending.
-fn extents(heaps: &Heaps) -> Vec<Range> {
-    let segments = heaps.segments.iter().map(|s| s.range);
-    joined(
-        segments
-            .chain(heaps.mapped.iter().map(|(range, _)| *range))
-            .collect(),
-    )
 }
 
 fn section(content: bool, facts: environs::Facts, found: Found) -> ProcessReport {
@@ -322,7 +325,8 @@ fn section(content: bool, facts: environs::Facts, found: Found) -> ProcessReport
         settled,
         mut notices,
     } = found;
-    let heaps = &picture.heaps;
+    let heaps = &picture.heaps.malloc;
+    let others = &picture.heaps.others;
     let unwalked = heaps.unwalked.iter().map(Range::len).sum();
     let loss = looks::summary(&picture.blocks, &picture.marked);
     if heaps.arenas.is_empty() {
@@ -364,6 +368,7 @@ fn section(content: bool, facts: environs::Facts, found: Found) -> ProcessReport
                 mapped_blocks: heaps.mapped.len() as u64,
                 unwalked_bytes: unwalked,
                 agrees: heaps.is_consistent() && settled,
+                others: others.iter().map(looks::other_heap).collect(),
                 looks: picture.looks,
             }),
         },

@@ -83,11 +83,11 @@ pub fn trials() -> Vec<Trial> {
     cases.chain(programs).collect()
 }
 
-pub fn can_examine() -> bool {
+pub(crate) fn can_examine() -> bool {
     need(Need::Ptrace) && need(Need::Compiler)
 }
 
-pub fn ensure(good: bool, what: impl FnOnce() -> String) -> Outcome {
+pub(crate) fn ensure(good: bool, what: impl FnOnce() -> String) -> Outcome {
     if good { Ok(()) } else { Err(what()) }
 }
 
@@ -111,13 +111,13 @@ fn at_its_end(fixture: &Fixture) -> Result<Option<Target>, String> {
     }
 }
 
-pub fn named(name: &str) -> Result<Target, String> {
+pub(crate) fn named(name: &str) -> Result<Target, String> {
     let fixture = Fixture::read(&build::programs().join(name))?;
     at_its_end(&fixture)?.ok_or_else(|| format!("{name} ended"))
 }
 
 /// `leakscope check OPTIONS`, as a user calls it.
-pub fn check(options: &[&str]) -> Result<Done, String> {
+pub(crate) fn check(options: &[&str]) -> Result<Done, String> {
     let leakscope = build::leakscope()?;
     let mut argv = vec![leakscope.into_os_string(), "check".into()];
     argv.extend(options.iter().map(Into::into));
@@ -125,7 +125,7 @@ pub fn check(options: &[&str]) -> Result<Done, String> {
 }
 
 /// The one section of its JSON report.
-pub fn section(target: &Target, options: &[&str]) -> Result<Section, String> {
+pub(crate) fn section(target: &Target, options: &[&str]) -> Result<Section, String> {
     let pid = target.pid().to_string();
     let mut all = vec!["--format", "json", &pid];
     all.extend(options);
@@ -167,7 +167,7 @@ fn agrees_with_the_header(fixture: &Fixture) -> Outcome {
 }
 
 /// All parts of the resident set are the kernel's sum, within a hundredth.
-fn residence_adds_up(section: &Section) -> Outcome {
+pub(crate) fn residence_adds_up(section: &Section) -> Outcome {
     let number = |name: &str| section.number(&format!("/residence/{name}"));
     let parts = [
         "reachable",
@@ -178,6 +178,7 @@ fn residence_adds_up(section: &Section) -> Outcome {
         "retained/fastbins",
         "retained/bins",
         "retained/top",
+        "retained/pools",
         "allocator",
         "other_anonymous",
         "stacks",

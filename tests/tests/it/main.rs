@@ -7,6 +7,7 @@
 mod check;
 mod command;
 mod forked;
+mod pools;
 mod programs;
 mod real;
 mod recorded;
@@ -21,6 +22,7 @@ fn main() {
     trials.extend(check::trials());
     trials.extend(forked::trials());
     trials.extend(recorded::trials());
+    trials.extend(pools::trials());
     libtest_mimic::run(&arguments, trials).exit();
 }
 

@@ -10,6 +10,7 @@
 
 use crate::records::Keyed;
 use hashbrown::HashMap;
+use leakscope_heap::cpython::Objects;
 use leakscope_heap::words::Words;
 use leakscope_memory::{MemoryReader, Region};
 use leakscope_model::{Addr, Range};
@@ -32,6 +33,8 @@ const MAX_VTABLES: usize = 1 << 20;
 pub(super) enum Look {
     /// An object of this type.
     Object(u32),
+    /// One of CPython's.
+    Python(u32),
     /// Text, and the class of its size.
     Text(u64),
     /// Anything else: the class of its size and what its first words are.
@@ -41,7 +44,7 @@ pub(super) enum Look {
 impl Look {
     pub(super) fn type_index(self) -> Option<usize> {
         match self {
-            Look::Object(at) => Some(at as usize),
+            Look::Object(at) | Look::Python(at) => Some(at as usize),
             _ => None,
         }
     }
@@ -62,9 +65,11 @@ pub(super) enum Word {
 
 /// A type that objects on the heap have.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Type {
-    /// Mangled, as the compiler wrote it (without the `_ZTS` before).
-    pub mangled: String,
+pub enum Type {
+    /// Of C++, mangled as the compiler wrote it (without the `_ZTS` before).
+    Mangled(String),
+    /// Of CPython, as it calls itself (`tp_name`).
+    Python(String),
 }
 
 /// Knows what words point to.
@@ -78,6 +83,8 @@ pub struct Looks<'a> {
     vtables: HashMap<u64, Option<u32>, Keyed>,
     by_name: HashMap<String, u32, Keyed>,
     types: Vec<Type>,
+    /// For each block: 0, or one more than the place of its type.
+    python: &'a [u32],
 }
 
 impl<'a> Looks<'a> {
@@ -92,7 +99,16 @@ impl<'a> Looks<'a> {
             vtables: HashMap::default(),
             by_name: HashMap::default(),
             types: Vec::new(),
+            python: &[],
         }
+    }
+
+    /// Names the blocks that are objects of CPython, too.
+    pub fn with_objects(mut self, objects: &'a Objects) -> Looks<'a> {
+        let names = objects.types.iter().cloned();
+        self.types = names.map(Type::Python).collect();
+        self.python = &objects.of_block;
+        self
     }
 
     /// The types that were found.
@@ -100,8 +116,13 @@ impl<'a> Looks<'a> {
         &self.types
     }
 
-    /// What a block of `size` bytes that begins with `begin` looks like.
-    pub(super) fn at(&mut self, begin: &[u64], size: u64) -> Look {
+    /// What the block with this number, of `size` bytes that begin with `begin`,
+    /// looks like.
+    pub(super) fn at(&mut self, number: usize, begin: &[u64], size: u64) -> Look {
+        let python = self.python.get(number).and_then(|kind| kind.checked_sub(1));
+        if let Some(kind) = python {
+            return Look::Python(kind);
+        }
         if let Some(at) = begin.first().and_then(|first| self.object(*first)) {
             return Look::Object(at);
         }
@@ -143,7 +164,7 @@ impl<'a> Looks<'a> {
             let next = self.types.len() as u32;
             let at = *self.by_name.entry(name.clone()).or_insert(next);
             if at == next {
-                self.types.push(Type { mangled: name });
+                self.types.push(Type::Mangled(name));
             }
             at
         });
@@ -204,6 +225,7 @@ impl<'a> Looks<'a> {
     pub(super) fn describe(&self, look: Look) -> String {
         match look {
             Look::Object(_) => "object with virtual functions".to_owned(),
+            Look::Python(_) => "object with a reference count".to_owned(),
             Look::Text(class) => format!("text, {}", describe_class(class)),
             Look::Words(class, told) => {
                 let told: Vec<&str> = told.into_iter().filter_map(describe_word).collect();

@@ -1,4 +1,5 @@
 use super::*;
+use leakscope_heap::cpython::Objects;
 use leakscope_model::Range;
 use leakscope_testkit::FakeMemory;
 
@@ -52,6 +53,33 @@ fn with_leaders(
 use LossKind::{Definite, Indirect, Reachable};
 
 #[test]
+fn objects_of_cpython_are_known_by_their_number() {
+    let memory = memory();
+    let blocks: Vec<LiveBlock> = [0, 0x40, 0x80]
+        .map(|at| LiveBlock::new(HEAP + at, 48))
+        .into();
+    let marked = Marked {
+        kinds: vec![Definite, Definite, Reachable],
+        leader: vec![0, 1, 2],
+        cycle: vec![false; 3],
+        ..Marked::default()
+    };
+    let objects = Objects {
+        types: vec!["list".to_owned(), "Node".to_owned()],
+        of_block: vec![2, 0, 2],
+        ..Objects::default()
+    };
+    let mut looks = Looks::new(&memory, Vec::new()).with_objects(&objects);
+    let groups = group(&memory, &blocks, &marked, &mut looks);
+    let found: Vec<_> = groups
+        .iter()
+        .map(|g| (g.type_index, g.totals.blocks))
+        .collect();
+    assert_eq!(found, [(Some(1), 1), (None, 1), (Some(1), 1)]);
+    assert_eq!(looks.types()[1], Type::Python("Node".to_owned()));
+}
+
+#[test]
 fn objects_are_known_by_their_run_time_type() {
     let mut memory = memory();
     memory.words(HEAP, &[VTABLE]).words(HEAP + 0x40, &[VTABLE]);
@@ -65,7 +93,8 @@ fn objects_are_known_by_their_run_time_type() {
             blocks: 2
         }
     );
-    assert_eq!(types[groups[0].type_index.unwrap()].mangled, "N2ui6WidgetE");
+    let name = &types[groups[0].type_index.unwrap()];
+    assert_eq!(name, &Type::Mangled("N2ui6WidgetE".to_owned()));
     // One kind is not the other.
     let (groups, _) = grouped(&memory, &blocks, &[Definite, Reachable]);
     assert_eq!(groups.len(), 2);

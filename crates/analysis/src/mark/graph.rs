@@ -7,6 +7,7 @@
 //! holds, reachable or lost, so no read is in vain.
 
 use super::index::Index;
+use super::inside::Inside;
 use super::source::Scanner;
 use crate::mappings::Watch;
 use leakscope_model::LiveBlock;
@@ -57,6 +58,7 @@ impl Graph {
         scanner: &mut Scanner<'_>,
         blocks: &[LiveBlock],
         index: &Index,
+        inside: Inside<'_>,
         watch: &mut Watch,
         limit: usize,
     ) -> Graph {
@@ -66,7 +68,7 @@ impl Graph {
         };
         // Their numbers must leave room for the mark.
         if blocks.len() < INNER as usize {
-            let mut words = Words::new(index, watch);
+            let mut words = Words::new(index, inside, watch);
             let mut batch: Vec<u32> = Vec::with_capacity(BATCH);
             let mut at = 0;
             while at < blocks.len() && graph.bytes() < limit {
@@ -135,9 +137,10 @@ impl Graph {
 }
 
 /// Words that may be pointers, with the blocks that hold them.
-struct Words {
+struct Words<'a> {
     /// From the lowest block to the end of the highest: start and length.
     heap: (u64, u64),
+    inside: Inside<'a>,
     /// The same of mappings.
     watched: (u64, u64),
     words: Box<[u64]>,
@@ -146,10 +149,11 @@ struct Words {
     ends: Vec<(u32, usize)>,
 }
 
-impl Words {
-    fn new(index: &Index, watch: &Watch) -> Words {
+impl<'a> Words<'a> {
+    fn new(index: &Index, inside: Inside<'a>, watch: &Watch) -> Words<'a> {
         Words {
             heap: (index.low(), index.span()),
+            inside,
             watched: watch.span(),
             words: vec![0; 2 * WORDS].into_boxed_slice(),
             len: 0,
@@ -203,6 +207,10 @@ impl Words {
                     && let Some(target) = blocks.get(hit.block as usize)
                     && word - target.addr.0 < target.size
                 {
+                    if self.inside.is_start(hit.block, target.addr, word) {
+                        graph.push(block, hit.block);
+                        continue;
+                    }
                     let inner = Inner {
                         word,
                         block: hit.block,

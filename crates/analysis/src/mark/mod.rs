@@ -30,12 +30,14 @@
 mod graph;
 mod heuristics;
 mod index;
+mod inside;
 mod lost;
 mod source;
 #[cfg(test)]
 mod tests;
 
 pub use heuristics::{Heuristics, UnknownHeuristic};
+pub use inside::Inside;
 
 use crate::mappings::Watch;
 use crate::roots::RootPlan;
@@ -95,7 +97,19 @@ pub fn mark(
     plan: &RootPlan,
     heuristics: &Heuristics,
 ) -> Marked {
-    mark_watching(memory, blocks, plan, heuristics, &mut Watch::default())
+    mark_inside(memory, blocks, plan, heuristics, Inside::default())
+}
+
+/// The same, where more is known of pointers into blocks.
+pub fn mark_inside(
+    memory: &dyn MemoryReader,
+    blocks: &[LiveBlock],
+    plan: &RootPlan,
+    heuristics: &Heuristics,
+    inside: Inside<'_>,
+) -> Marked {
+    let watch = &mut Watch::default();
+    mark_all(memory, blocks, plan, heuristics, inside, watch)
 }
 
 /// The same; `watch` is told of every word of roots and blocks that may point
@@ -107,8 +121,29 @@ pub(crate) fn mark_watching(
     heuristics: &Heuristics,
     watch: &mut Watch,
 ) -> Marked {
+    mark_all(memory, blocks, plan, heuristics, Inside::default(), watch)
+}
+
+fn mark_all(
+    memory: &dyn MemoryReader,
+    blocks: &[LiveBlock],
+    plan: &RootPlan,
+    heuristics: &Heuristics,
+    inside: Inside<'_>,
+    watch: &mut Watch,
+) -> Marked {
     let (usable, positions) = usable(blocks);
-    let judged = judge(memory, &usable, plan, heuristics, watch, graph::LIMIT);
+    // It numbers all blocks.
+    let inside = match positions {
+        None => inside,
+        Some(_) => Inside::default(),
+    };
+    let how = How {
+        heuristics: *heuristics,
+        inside,
+        limit: graph::LIMIT,
+    };
+    let judged = judge(memory, &usable, plan, how, watch);
     match positions {
         None => judged,
         Some(positions) => {
@@ -160,21 +195,35 @@ fn spread(judged: Marked, positions: &[u32], blocks: usize) -> Marked {
     all
 }
 
+/// How pointers are judged.
+#[derive(Clone, Copy)]
+struct How<'a> {
+    heuristics: Heuristics,
+    inside: Inside<'a>,
+    /// Bytes of pointers that are kept.
+    limit: usize,
+}
+
 fn judge(
     memory: &dyn MemoryReader,
     blocks: &[LiveBlock],
     plan: &RootPlan,
-    heuristics: &Heuristics,
+    how: How<'_>,
     watch: &mut Watch,
-    limit: usize,
 ) -> Marked {
+    let How {
+        heuristics,
+        inside,
+        limit,
+    } = how;
     let index = Index::new(blocks);
     let mut scanner = Scanner::new(memory, blocks);
     let mut sieve = Sieve {
         blocks,
         index: &index,
         peeker: Peeker::new(memory),
-        judge: Judge::new(*heuristics, memory.map()),
+        judge: Judge::new(heuristics, memory.map()),
+        inside,
         state: vec![UNREACHED; blocks.len()],
         work: Vec::new(),
         maybe: Vec::new(),
@@ -201,7 +250,7 @@ fn judge(
     sieve.resolve(true);
     let scanned_root_bytes = std::mem::take(&mut scanner.tally.scanned);
 
-    let graph = Graph::new(&mut scanner, blocks, &index, watch, limit);
+    let graph = Graph::new(&mut scanner, blocks, &index, inside, watch, limit);
     if graph.covered() < blocks.len() {
         watch.give_up();
     }
@@ -288,6 +337,7 @@ struct Sieve<'a> {
     index: &'a Index,
     peeker: Peeker<'a>,
     judge: Judge<'a>,
+    inside: Inside<'a>,
     state: Vec<u8>,
     /// Reachable blocks still to be scanned.
     work: Vec<u32>,
@@ -332,9 +382,14 @@ impl Sieve<'_> {
             };
             if hit.start {
                 self.follow(Pointer::Start(hit.block), definite);
-            } else if is_inside(self.blocks, hit, word) {
+            } else if let Some(addr) = holding(self.blocks, hit, word) {
                 let block = hit.block;
-                self.follow(Pointer::Inner(Inner { word, block }), definite);
+                let pointer = if self.inside.is_start(block, addr, word) {
+                    Pointer::Start(block)
+                } else {
+                    Pointer::Inner(Inner { word, block })
+                };
+                self.follow(pointer, definite);
             }
         }
         self.words = words;
@@ -451,6 +506,12 @@ fn gather(index: &Index, bytes: &[u8], words: &mut Vec<u64>) {
             words.push(word);
         }
     }
+}
+
+/// Where the block begins that `word` lies in.
+fn holding(blocks: &[LiveBlock], hit: Hit, word: u64) -> Option<Addr> {
+    let block = blocks.get(hit.block as usize)?;
+    (word - block.addr.0 < block.size).then_some(block.addr)
 }
 
 fn is_inside(blocks: &[LiveBlock], hit: Hit, word: u64) -> bool {

@@ -495,6 +495,35 @@ fn small_world() -> impl Strategy<Value = World> {
     })
 }
 
+#[test]
+fn known_places_inside_blocks_are_starts() {
+    // From a root, and from a block.
+    let world = World::new(5)
+        .root(at(0) + 16)
+        .put(0, 3, at(1) + 32)
+        .put(0, 4, at(2) + 40)
+        .root(at(3) + 8);
+    let inside = Inside {
+        offsets: &[2, 4, 4, 2, 0],
+        words: &[at(4) + 8],
+    };
+    let marked = |world: &World, inside| {
+        let heuristics = &Heuristics::NONE;
+        mark_inside(&world.memory, &world.blocks, &plan(), heuristics, inside).kinds
+    };
+    use LossKind::{Definite, Possible, Reachable};
+    let kinds = [Reachable, Reachable, Possible, Possible, Definite];
+    assert_eq!(marked(&world, inside), kinds);
+    let kinds = [Possible, Possible, Possible, Possible, Definite];
+    assert_eq!(marked(&world, Inside::default()), kinds);
+    let world = world.put(0, 5, at(4) + 8);
+    assert_eq!(marked(&world, inside)[4], Reachable);
+    // Where some blocks cannot be judged, the numbers are others.
+    let mut world = world;
+    world.blocks[4].addr.0 += 1;
+    assert_eq!(marked(&world, inside)[0], Possible);
+}
+
 proptest! {
     #[test]
     fn agrees_with_the_definition(world in small_world(), register in 0u64..20) {
@@ -524,7 +553,12 @@ proptest! {
     fn kept_or_read_again_alike(world in small_world(), limit in 0usize..3) {
         let watch = &mut Watch::default();
         let limit = limit * 4;
-        let marked = judge(&world.memory, &world.blocks, &plan(), &Heuristics::ALL, watch, limit);
+        let how = How {
+            heuristics: Heuristics::ALL,
+            inside: Inside::default(),
+            limit,
+        };
+        let marked = judge(&world.memory, &world.blocks, &plan(), how, watch);
         prop_assert_eq!(marked, world.with(&Heuristics::ALL));
     }
 }

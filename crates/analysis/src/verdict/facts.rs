@@ -94,7 +94,10 @@ impl Facts {
             sampled_every: coverage.sampled_every_bytes,
             held_heaps: coverage.sampled_every_bytes.is_some() && has("foreign-allocator"),
             opaque_heaps: process.heap.uncounted && has("foreign-allocator"),
-            doubtful: coverage.heap_check.is_some_and(|check| !check.agrees),
+            doubtful: coverage
+                .heap_check
+                .as_ref()
+                .is_some_and(|check| !check.agrees),
             walked: process.heap.uncounted,
             residence: process.residence,
             watched: process.watched,

@@ -157,9 +157,13 @@ fn per_minute(facts: &Facts, rising: u64) -> String {
 pub(super) fn retained(facts: &Facts) -> String {
     let residence = facts.residence.unwrap_or_default();
     let kept = residence.retained.total();
+    let keeper = match residence.retained.pools {
+        0 => "malloc keeps",
+        _ => "the allocators keep",
+    };
     format!(
-        "Retained: nothing is lost, but {} of the {} resident ({}) are free memory that malloc \
-         keeps; malloc_trim would give back about {} ({}).",
+        "Retained: nothing is lost, but {} of the {} resident ({}) are free memory that {keeper}; \
+         malloc_trim would give back about {} ({}).",
         bytes(kept),
         bytes(residence.rss),
         percent(kept, residence.rss),

@@ -77,6 +77,13 @@ impl Heaps {
             && self.mapped_agree()
     }
 
+    /// The memory of all heaps that were walked, ascending.
+    pub fn extents(&self) -> Vec<Range> {
+        let segments = self.segments.iter().map(|s| s.range);
+        let mapped = self.mapped.iter().map(|(range, _)| *range);
+        joined(segments.chain(mapped).collect())
+    }
+
     /// As many mapped blocks were found as there are.
     pub fn mapped_agree(&self) -> bool {
         let bytes = self.mapped.iter().map(|(range, _)| range.len()).sum();

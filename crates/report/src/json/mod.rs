@@ -12,7 +12,7 @@ use std::io::{self, Write as _};
 use leakscope_model::{
     Command, Consistency, Content, Coverage, ErrorCode, ErrorRecord, ExitKind, Family, Frame,
     FreeSiteLine, Growth, HeapCheck, HeapSummary, KindTotals, Leak, LossKind, LossSummary,
-    MappingLeak, Notice, ProcessReport, Report, Residence, RootCounts, SampleEstimate,
+    MappingLeak, Notice, OtherHeap, ProcessReport, Report, Residence, RootCounts, SampleEstimate,
     SuppressionUse, Verdict, VerdictStatus, Watched,
 };
 use serde::ser::{Serialize, Serializer};
@@ -163,7 +163,7 @@ struct ProcessShape<'a> {
     leaks: List<'a, Leak, LeakShape<'a>>,
     mappings: List<'a, MappingLeak, MappingShape<'a>>,
     errors: List<'a, ErrorRecord, ErrorShape<'a>>,
-    coverage: CoverageShape,
+    coverage: CoverageShape<'a>,
     suppressions: List<'a, SuppressionUse, SuppressionShape<'a>>,
     notices: List<'a, Notice, NoticeShape<'a>>,
 }
@@ -249,6 +249,7 @@ struct RetainedShape {
     fastbins: u64,
     bins: u64,
     top: u64,
+    pools: u64,
 }
 
 impl From<&Residence> for ResidenceShape {
@@ -264,6 +265,7 @@ impl From<&Residence> for ResidenceShape {
                 fastbins: r.retained.fastbins,
                 bins: r.retained.bins,
                 top: r.retained.top,
+                pools: r.retained.pools,
             },
             allocator: r.allocator,
             other_anonymous: r.other_anonymous,
@@ -518,7 +520,7 @@ impl<'a> From<&'a ErrorRecord> for ErrorShape<'a> {
 }
 
 #[derive(serde::Serialize)]
-struct CoverageShape {
+struct CoverageShape<'a> {
     consistency: &'static str,
     pause_seconds: f64,
     sampled_every_bytes: Option<u64>,
@@ -527,21 +529,45 @@ struct CoverageShape {
     scanned_block_bytes: u64,
     roots: RootsShape,
     reachability: bool,
-    heap_check: Option<HeapCheckShape>,
+    heap_check: Option<HeapCheckShape<'a>>,
 }
 
 #[derive(serde::Serialize)]
-struct HeapCheckShape {
+struct HeapCheckShape<'a> {
     arenas: u64,
     heaps: u64,
     mapped_blocks: u64,
     unwalked_bytes: u64,
     agrees: bool,
     looks: u64,
+    others: List<'a, OtherHeap, OtherHeapShape>,
 }
 
-impl From<HeapCheck> for HeapCheckShape {
-    fn from(c: HeapCheck) -> Self {
+#[derive(serde::Serialize)]
+struct OtherHeapShape {
+    allocator: &'static str,
+    pieces: u64,
+    blocks: u64,
+    block_bytes: u64,
+    free_bytes: u64,
+    unwalked_bytes: u64,
+}
+
+impl From<&OtherHeap> for OtherHeapShape {
+    fn from(o: &OtherHeap) -> Self {
+        OtherHeapShape {
+            allocator: o.allocator,
+            pieces: o.pieces,
+            blocks: o.blocks,
+            block_bytes: o.block_bytes,
+            free_bytes: o.free_bytes,
+            unwalked_bytes: o.unwalked_bytes,
+        }
+    }
+}
+
+impl<'a> From<&'a HeapCheck> for HeapCheckShape<'a> {
+    fn from(c: &'a HeapCheck) -> Self {
         HeapCheckShape {
             arenas: c.arenas,
             heaps: c.heaps,
@@ -549,12 +575,13 @@ impl From<HeapCheck> for HeapCheckShape {
             unwalked_bytes: c.unwalked_bytes,
             agrees: c.agrees,
             looks: c.looks,
+            others: list(&c.others),
         }
     }
 }
 
-impl From<&Coverage> for CoverageShape {
-    fn from(c: &Coverage) -> Self {
+impl<'a> From<&'a Coverage> for CoverageShape<'a> {
+    fn from(c: &'a Coverage) -> Self {
         CoverageShape {
             consistency: match c.consistency {
                 Consistency::Stopped => "stopped",
@@ -569,7 +596,7 @@ impl From<&Coverage> for CoverageShape {
             scanned_block_bytes: c.scanned_block_bytes,
             roots: (&c.roots).into(),
             reachability: c.reachability,
-            heap_check: c.heap_check.map(HeapCheckShape::from),
+            heap_check: c.heap_check.as_ref().map(HeapCheckShape::from),
         }
     }
 }

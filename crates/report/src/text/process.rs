@@ -179,13 +179,15 @@ pub(super) fn heap(page: &mut Page<'_>, process: &ProcessReport) -> io::Result<(
 pub(super) fn residence(page: &mut Page<'_>, residence: &Residence) -> io::Result<()> {
     let r = residence;
     let retained = &r.retained;
+    let of_malloc = retained.total().saturating_sub(retained.pools);
     let mut parts = vec![
         ("blocks still reachable", r.reachable),
         ("blocks definitely lost", r.definite),
         ("blocks indirectly lost", r.indirect),
         ("blocks possibly lost", r.possible),
-        ("free, kept by malloc", retained.total()),
-        ("malloc's own tables", r.allocator),
+        ("free, kept by malloc", of_malloc),
+        ("free, in other pools", retained.pools),
+        ("allocators' own tables", r.allocator),
         ("other anonymous memory", r.other_anonymous),
         ("stacks", r.stacks),
         ("files and code", r.files),
@@ -218,7 +220,7 @@ pub(super) fn residence(page: &mut Page<'_>, residence: &Residence) -> io::Resul
         };
         page.line(&row)?;
     }
-    if retained.total() > 0 {
+    if of_malloc > 0 {
         page.paragraph(
             2,
             4,
@@ -270,10 +272,20 @@ fn walked(check: &HeapCheck) -> String {
             quantity::counted(check.mapped_blocks, "mapped block")
         );
     }
-    format!(
-        "{heaps} of {} walked, {agrees}",
-        quantity::counted(check.arenas, "arena")
-    )
+    let arenas = quantity::counted(check.arenas, "arena");
+    let mut text = format!("{heaps} of {arenas} walked, {agrees}");
+    for other in &check.others {
+        text += &format!(
+            ", and {} of {} with {}",
+            quantity::counted(other.pieces, "arena"),
+            other.allocator,
+            quantity::counted(other.blocks, "block")
+        );
+        if other.unwalked_bytes > 0 {
+            text += &format!(", but for {}", quantity::bytes(other.unwalked_bytes));
+        }
+    }
+    text
 }
 
 /// What was seen and what was not.

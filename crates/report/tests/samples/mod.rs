@@ -4,8 +4,8 @@
 use leakscope_model::{
     Addr, Command, Consistency, Content, Coverage, ErrorCode, ErrorRecord, ExitKind, Family, Frame,
     FreeSiteLine, HeapCheck, HeapSummary, KindTotals, Leak, Lifetime, LossKind, LossSummary,
-    MappingLeak, Notice, ProcessReport, Report, Residence, Retained, RootCounts, SampleEstimate,
-    SuppressionUse, Verdict, VerdictStatus,
+    MappingLeak, Notice, OtherHeap, ProcessReport, Report, Residence, Retained, RootCounts,
+    SampleEstimate, SuppressionUse, Verdict, VerdictStatus,
 };
 
 /// Where the sample programs' sources lie.
@@ -431,6 +431,7 @@ pub fn checked() -> Report {
             fastbins: 211,
             bins: 14_000_029,
             top: 131_071,
+            pools: 65_537,
         },
         allocator: 2_203,
         other_anonymous: 1_000_003,
@@ -469,6 +470,14 @@ pub fn checked() -> Report {
         unwalked_bytes: 0,
         agrees: true,
         looks: 1,
+        others: vec![OtherHeap {
+            allocator: "pymalloc",
+            pieces: 3,
+            blocks: 41,
+            block_bytes: 2624,
+            free_bytes: 783_104,
+            unwalked_bytes: 0,
+        }],
     });
     let sentence = "Leaking: 5.9 KiB in 101 blocks definitely lost and 73.3 KiB in 1,009 blocks \
                     indirectly, 1009 bytes in 1 block possibly lost, all in objects of type \

@@ -46,7 +46,7 @@ pub fn check_core(options: &CoreOptions) -> Result<Report, CheckError> {
         core.name_heap(top);
     }
     let threads = core.threads().to_vec();
-    let heaps = glibc::walk(&core, &threads);
+    let heaps = leakscope_heap::walk(&core, &threads);
     let judged = judge(&options.heuristics, &core, &threads, heaps);
     let picture = Picture::of(&core, judged, None, 1);
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();

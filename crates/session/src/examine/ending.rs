@@ -3,7 +3,6 @@
 use std::time::Instant;
 
 use leakscope_analysis::mark::Heuristics;
-use leakscope_heap::glibc;
 use leakscope_memory::MemoryReader;
 use leakscope_model::{Consistency, ProcessReport, ThreadState};
 use leakscope_proc::ProcRoot;
@@ -27,7 +26,7 @@ pub(crate) fn at_end(
         Some(sparse) => sparse,
         None => memory,
     };
-    let heaps = glibc::walk(memory, threads);
+    let heaps = leakscope_heap::walk(memory, threads);
     let judged = judge(heuristics, memory, threads, heaps);
     let found = Found {
         picture: Picture::of(memory, judged, usage.as_ref(), 1),

@@ -4,8 +4,10 @@
 use std::fs::File;
 use std::io::Read;
 
-use leakscope_memory::MemoryMap;
-use leakscope_model::{Notice, Range, quantity};
+use leakscope_heap::cpython::{self, Objects};
+use leakscope_heap::{Heaps, Walked, pymalloc};
+use leakscope_memory::{MemoryMap, MemoryReader};
+use leakscope_model::{KindTotals, LiveBlock, Notice, Range, quantity};
 use leakscope_proc::{ErrorKind, ProcRoot, Process};
 
 use super::{CheckError, error};
@@ -142,8 +144,38 @@ const RUNTIMES: [(&str, &str); 6] = [
     ("node", "Node.js"),
 ];
 
+/// CPython's objects among all blocks, where it is in the process.
+pub(super) fn objects(memory: &dyn MemoryReader, heaps: &Heaps, blocks: &[LiveBlock]) -> Objects {
+    let is_there = heaps.of(pymalloc::NAME).is_some() || pymalloc::is_named(memory.map());
+    if is_there {
+        cpython::find(memory, blocks)
+    } else {
+        Objects::default()
+    }
+}
+
+/// Objects of an interpreter that has no pools of its own, at least.
+const OBJECTS: usize = 1000;
+
+fn changing(pools: &Walked) -> Notice {
+    let bytes: u64 = pools.unwalked.iter().map(Range::len).sum();
+    Notice {
+        code: "pools-doubtful",
+        message: format!(
+            "{} of CPython's pools do not agree with themselves: what they hold counts as held",
+            quantity::bytes(bytes)
+        ),
+    }
+}
+
 /// What else manages memory there: its heaps are roots.
-pub(super) fn runtimes(map: &MemoryMap, unknown: u64) -> Vec<Notice> {
+pub(super) fn runtimes(
+    map: &MemoryMap,
+    unknown: u64,
+    heaps: &Heaps,
+    objects: usize,
+    garbage: KindTotals,
+) -> Vec<Notice> {
     let mut names: Vec<String> = map
         .regions()
         .iter()
@@ -178,12 +210,30 @@ pub(super) fn runtimes(map: &MemoryMap, unknown: u64) -> Vec<Notice> {
             });
         }
     }
+    let pools = heaps.of(pymalloc::NAME);
+    notices.extend(pools.filter(|pools| !pools.is_consistent()).map(changing));
+    if garbage.blocks > 0 {
+        notices.push(Notice {
+            code: "uncollected-garbage",
+            message: format!(
+                "{} in {} are unreachable, but only cycles hold them, so CPython's collector will \
+                 free them when it runs next: they count as reachable",
+                quantity::bytes(garbage.bytes),
+                quantity::counted(garbage.blocks, "block")
+            ),
+        });
+    }
+    // An interpreter has thousands of objects, so they were found.
+    let known = pools.is_some() || objects >= OBJECTS;
     let mut seen = Vec::new();
     for (name, runtime) in RUNTIMES {
         let found = |n: &String| match name {
             "node" => n == "node" || n == "nodejs",
             _ => n.starts_with(name),
         };
+        if known && runtime == "CPython" {
+            continue;
+        }
         if names.iter().any(found) && !seen.contains(&runtime) {
             seen.push(runtime);
             notices.push(Notice {

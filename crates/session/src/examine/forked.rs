@@ -5,7 +5,6 @@ use std::path::Path;
 use std::thread::sleep;
 use std::time::Duration;
 
-use leakscope_heap::glibc;
 use leakscope_memory::MemoryReader;
 use leakscope_model::{Consistency, Notice, quantity};
 use leakscope_proc::{ProcRoot, Process, cgroup};
@@ -58,7 +57,7 @@ pub(super) fn forked(
             Some(sparse) => sparse,
             None => memory,
         };
-        let heaps = glibc::walk(memory, threads);
+        let heaps = leakscope_heap::walk(memory, threads);
         if !heaps.is_consistent() && look < LOOKS {
             drop(sparse);
             pause += forked.end().pause;

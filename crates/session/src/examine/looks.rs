@@ -10,10 +10,12 @@ use leakscope_analysis::groups::{Group, Type};
 use leakscope_analysis::mark::Marked;
 use leakscope_analysis::records::content_ids;
 use leakscope_analysis::roots;
-use leakscope_heap::glibc::{self, Heaps};
+use leakscope_heap::Walked;
+use leakscope_heap::glibc::Heaps;
 use leakscope_memory::MemoryReader;
 use leakscope_model::{
-    Addr, Consistency, Content, Family, Leak, LiveBlock, LossKind, LossSummary, Notice, quantity,
+    Addr, Consistency, Content, Family, Leak, LiveBlock, LossKind, LossSummary, Notice, OtherHeap,
+    Range, quantity,
 };
 use leakscope_proc::Process;
 use leakscope_tracee::LiveMemory;
@@ -64,8 +66,10 @@ pub(super) fn racing(
             None => &live,
         };
         roots::find_control_blocks(memory, &mut threads);
-        let heaps = glibc::walk(memory, &threads);
-        let usable = heaps.is_consistent() && !(heaps.arenas.is_empty() && looks < FEWEST);
+        let heaps = leakscope_heap::walk(memory, &threads);
+        // What does not agree of other allocators' is held in this look.
+        let malloc = &heaps.malloc;
+        let usable = malloc.is_consistent() && !(malloc.arenas.is_empty() && looks < FEWEST);
         if !usable && looks < MOST {
             sleep(PAUSE);
             continue;
@@ -191,8 +195,11 @@ pub(super) fn records(content: bool, groups: Vec<Group>, types: &[Type]) -> Vec<
         .into_iter()
         .map(|group| {
             let name = group.type_index.and_then(|at| {
-                let mangled = &types.get(at)?.mangled;
-                let readable = || leakscope_symbols::type_name(mangled);
+                let found = types.get(at)?;
+                let readable = || match found {
+                    Type::Mangled(name) => leakscope_symbols::type_name(name),
+                    Type::Python(name) => format!("python {name}"),
+                };
                 Some(names.entry(at).or_insert_with(readable).clone())
             });
             (group, name)
@@ -226,6 +233,22 @@ pub(super) fn records(content: bool, groups: Vec<Group>, types: &[Type]) -> Vec<
             growth: None,
         })
         .collect()
+}
+
+/// Another allocator's heap in the report's words.
+pub(super) fn other_heap(walked: &Walked) -> OtherHeap {
+    let bytes = |ranges: &[Range]| {
+        let lengths = ranges.iter().map(Range::len);
+        lengths.fold(0, u64::saturating_add)
+    };
+    OtherHeap {
+        allocator: walked.allocator,
+        pieces: walked.extents.len() as u64,
+        blocks: walked.blocks.len() as u64,
+        block_bytes: walked.blocks.iter().map(|block| block.size).sum(),
+        free_bytes: bytes(&walked.free),
+        unwalked_bytes: bytes(&walked.unwalked),
+    }
 }
 
 /// Why the heap's own numbers do not agree with what was found.
