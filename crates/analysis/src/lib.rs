@@ -11,6 +11,7 @@
 
 pub mod groups;
 pub mod growth;
+pub mod holders;
 pub mod mappings;
 pub mod mark;
 pub mod records;

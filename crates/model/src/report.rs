@@ -197,6 +197,8 @@ pub struct Leak {
     pub content: Option<Content>,
     /// How the record changed between looks; `None` after a single one.
     pub growth: Option<Growth>,
+    /// Who holds the blocks; `None` where nobody does, or nobody asked.
+    pub holder: Option<crate::Holder>,
 }
 
 /// Change of a record from the first look to the last.

@@ -7,22 +7,26 @@
 
 mod core;
 mod environs;
+mod holders;
 mod looks;
+mod modules;
 mod sparse;
 mod usage;
 mod watch;
 
 pub use self::core::{CoreOptions, check_core};
 pub use environs::find_process;
+pub use holders::HolderOptions;
 
 use std::fmt;
 use std::thread::sleep;
 use std::time::Duration;
 
-use leakscope_analysis::groups::{Group, Looks, Type, group};
-use leakscope_analysis::mark::{Heuristics, Marked, mark};
+use leakscope_analysis::groups::{Group, Looks, Type, group_with_members};
+use leakscope_analysis::holders::HolderInput;
+use leakscope_analysis::mark::{Heuristics, Marked, Pointers, mark_keeping};
 use leakscope_analysis::residence::residence;
-use leakscope_analysis::roots::{self, RootInput, RootSwitches};
+use leakscope_analysis::roots::{self, RootInput, RootPlan, RootSwitches};
 use leakscope_analysis::verdict;
 use leakscope_heap::glibc::{self, Heaps};
 use leakscope_memory::MemoryReader;
@@ -33,6 +37,7 @@ use leakscope_model::{
 };
 use leakscope_proc::{ProcRoot, Process};
 
+use holders::{Baseline, Grouped};
 use usage::Usage;
 
 use crate::Word;
@@ -58,6 +63,8 @@ pub struct CheckOptions {
     pub wait: Duration,
     /// From one look to the next, at least.
     pub every: Duration,
+    /// Of which records it is said who holds them.
+    pub holders: HolderOptions,
 }
 
 /// How memory is read.
@@ -117,13 +124,25 @@ pub fn check(
 fn look(
     options: &CheckOptions,
     process: &Process,
+    before: Option<&Baseline>,
     progress: &mut dyn FnMut(Word<'_>),
 ) -> Result<ProcessReport, CheckError> {
+    let asked = Asked {
+        holders: &options.holders,
+        before,
+    };
     let found = match options.mode {
-        Mode::Auto | Mode::Stop => stopped(options, process, progress)?,
-        Mode::Racing => looks::racing(options, process, progress)?,
+        Mode::Auto | Mode::Stop => stopped(options, process, &asked, progress)?,
+        Mode::Racing => looks::racing(options, process, &asked, progress)?,
     };
     Ok(section(options.content, environs::facts(process), found))
+}
+
+/// What is to be found out besides what is lost.
+struct Asked<'a> {
+    holders: &'a HolderOptions,
+    /// What an earlier look saw.
+    before: Option<&'a Baseline>,
 }
 
 /// What was found while memory was at hand.
@@ -139,6 +158,7 @@ struct Found {
 fn stopped(
     options: &CheckOptions,
     process: &Process,
+    asked: &Asked<'_>,
     progress: &mut dyn FnMut(Word<'_>),
 ) -> Result<Found, CheckError> {
     let mut look = 1;
@@ -165,7 +185,7 @@ fn stopped(
             continue;
         }
         let judged = judge(&options.heuristics, memory, threads, heaps);
-        let picture = Picture::of(memory, judged, usage.as_ref(), look);
+        let picture = Picture::of(memory, threads, judged, usage.as_ref(), look, asked);
         let skipped = stopped.skipped().len() as u64;
         pause += stopped.release();
         let mut notices = Vec::new();
@@ -194,6 +214,7 @@ struct Picture {
     roots: RootCounts,
     groups: Vec<Group>,
     types: Vec<Type>,
+    holders: holders::Unnamed,
     residence: Option<Residence>,
     runtimes: Vec<Notice>,
     looks: u64,
@@ -204,19 +225,45 @@ struct Judged {
     heaps: Heaps,
     blocks: Vec<LiveBlock>,
     marked: Marked,
-    roots: RootCounts,
+    plan: RootPlan,
+    pointers: Option<Pointers>,
 }
 
 impl Picture {
-    fn of(memory: &dyn MemoryReader, judged: Judged, usage: Option<&Usage>, looks: u64) -> Picture {
+    fn of(
+        memory: &dyn MemoryReader,
+        threads: &[ThreadState],
+        judged: Judged,
+        usage: Option<&Usage>,
+        looks: u64,
+        asked: &Asked<'_>,
+    ) -> Picture {
         let Judged {
             heaps,
             blocks,
             marked,
-            roots,
+            plan,
+            pointers,
         } = judged;
         let mut beginnings = Looks::new(memory, extents(&heaps));
-        let groups = group(memory, &blocks, &marked, &mut beginnings);
+        let (groups, of_block) = group_with_members(memory, &blocks, &marked, &mut beginnings);
+        let grouped = Grouped {
+            groups: &groups,
+            of_block: &of_block,
+            types: beginnings.types(),
+        };
+        let wanted = holders::wanted(asked.holders, &grouped, asked.before);
+        let holders = pointers.as_ref().map(|pointers| {
+            let input = HolderInput {
+                memory,
+                threads,
+                blocks: &blocks,
+                marked: &marked,
+                plan: &plan,
+                pointers,
+            };
+            holders::find(&input, &grouped, &wanted)
+        });
         let residence = usage.map(|usage| {
             let resident = |range| usage.resident(range);
             residence(&usage.mapped, &heaps, &blocks, &marked.kinds, resident)
@@ -224,11 +271,12 @@ impl Picture {
         Picture {
             residence,
             types: beginnings.types().to_vec(),
+            holders: holders.unwrap_or_default(),
             runtimes: environs::runtimes(memory.map(), usage.map_or(0, Usage::unknown)),
             heaps,
             blocks,
             marked,
-            roots,
+            roots: plan.counts,
             groups,
             looks,
         }
@@ -269,7 +317,7 @@ fn judge(
     let registers = threads.iter().flat_map(|t| &t.registers);
     plan.start_words
         .extend(registers.map(|word| word.wrapping_add(glibc::CHUNK_HEADER)));
-    let mut marked = mark(memory, &blocks, &plan, heuristics);
+    let (mut marked, pointers) = mark_keeping(memory, &blocks, &plan, heuristics);
     if !heaps.is_consistent() {
         looks::doubt(&mut marked);
     }
@@ -277,7 +325,8 @@ fn judge(
         heaps,
         blocks,
         marked,
-        roots: plan.counts,
+        plan,
+        pointers,
     }
 }
 
@@ -308,6 +357,8 @@ fn section(content: bool, facts: environs::Facts, found: Found) -> ProcessReport
         notices.push(looks::doubtful(heaps, picture.looks));
     }
     notices.extend(picture.runtimes);
+    let mut leaks = looks::records(content, picture.groups, &picture.types);
+    holders::name(picture.holders, &facts.files, &mut leaks);
     ProcessReport {
         pid: facts.pid,
         parent_pid: facts.parent,
@@ -323,7 +374,7 @@ fn section(content: bool, facts: environs::Facts, found: Found) -> ProcessReport
         residence: picture.residence,
         watched: None,
         loss,
-        leaks: looks::records(content, picture.groups, &picture.types),
+        leaks,
         mappings: Vec::new(),
         errors: Vec::new(),
         coverage: Coverage {

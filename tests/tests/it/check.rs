@@ -83,11 +83,11 @@ pub fn trials() -> Vec<Trial> {
     cases.chain(programs).collect()
 }
 
-fn can_examine() -> bool {
+pub fn can_examine() -> bool {
     need(Need::Ptrace) && need(Need::Compiler)
 }
 
-fn ensure(good: bool, what: impl FnOnce() -> String) -> Outcome {
+pub fn ensure(good: bool, what: impl FnOnce() -> String) -> Outcome {
     if good { Ok(()) } else { Err(what()) }
 }
 
@@ -117,7 +117,7 @@ fn named(name: &str) -> Result<Target, String> {
 }
 
 /// `leakscope check OPTIONS`, as a user calls it.
-fn check(options: &[&str]) -> Result<Done, String> {
+pub fn check(options: &[&str]) -> Result<Done, String> {
     let leakscope = build::leakscope()?;
     let mut argv = vec![leakscope.into_os_string(), "check".into()];
     argv.extend(options.iter().map(Into::into));
@@ -125,7 +125,7 @@ fn check(options: &[&str]) -> Result<Done, String> {
 }
 
 /// The one section of its JSON report.
-fn section(target: &Target, options: &[&str]) -> Result<Section, String> {
+pub fn section(target: &Target, options: &[&str]) -> Result<Section, String> {
     let pid = target.pid().to_string();
     let mut all = vec!["--format", "json", &pid];
     all.extend(options);

@@ -6,6 +6,7 @@
 
 mod check;
 mod command;
+mod holders;
 mod programs;
 mod real;
 
@@ -17,6 +18,7 @@ fn main() {
     trials.extend(real::trials());
     trials.extend(command::trials());
     trials.extend(check::trials());
+    trials.extend(holders::trials());
     libtest_mimic::run(&arguments, trials).exit();
 }
 

@@ -25,14 +25,14 @@ const INNER: u32 = 1 << 31;
 
 /// A word inside a block, and the block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Inner {
+pub(crate) struct Inner {
     pub word: u64,
     pub block: u32,
 }
 
 /// A pointer to another block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Pointer {
+pub(crate) enum Pointer {
     /// To the start of this block.
     Start(u32),
     /// Elsewhere into it.
@@ -42,7 +42,7 @@ pub(super) enum Pointer {
 /// All pointers of the blocks below [`Graph::covered`]; those of a block to
 /// itself are left out, since they never matter.
 #[derive(Default)]
-pub(super) struct Graph {
+pub(crate) struct Graph {
     /// Where each block's pointers begin in `edges`; they end where the next
     /// block's begin.
     first: Vec<u32>,

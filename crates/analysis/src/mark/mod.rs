@@ -39,12 +39,14 @@ pub use heuristics::{Heuristics, UnknownHeuristic};
 
 use crate::mappings::Watch;
 use crate::roots::RootPlan;
-use graph::{Graph, Inner, Pointer};
+use graph::Inner;
+pub(crate) use graph::{Graph, Pointer};
 use heuristics::Judge;
-use index::{Hit, Index};
+pub(crate) use index::{Hit, Index};
 use leakscope_memory::MemoryReader;
 use leakscope_model::{Addr, LiveBlock, LossKind, Range};
-use source::{Peeker, Scanner};
+use source::Peeker;
+pub(crate) use source::{Scanner, extent};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
@@ -96,6 +98,30 @@ pub fn mark(
     heuristics: &Heuristics,
 ) -> Marked {
     mark_watching(memory, blocks, plan, heuristics, &mut Watch::default())
+}
+
+/// Where the pointers of all blocks lead, as the marking found them: kept for
+/// those who ask who holds what.
+pub struct Pointers {
+    pub(crate) index: Index,
+    pub(crate) graph: Graph,
+}
+
+/// The same as [`mark`], and hands over the pointers that it followed. `None`
+/// for blocks that cannot exist as they are.
+pub fn mark_keeping(
+    memory: &dyn MemoryReader,
+    blocks: &[LiveBlock],
+    plan: &RootPlan,
+    heuristics: &Heuristics,
+) -> (Marked, Option<Pointers>) {
+    if !index::indexable(blocks) {
+        return (mark(memory, blocks, plan, heuristics), None);
+    }
+    let mut watch = Watch::default();
+    let (marked, pointers) =
+        judge_keeping(memory, blocks, plan, heuristics, &mut watch, graph::LIMIT);
+    (marked, Some(pointers))
 }
 
 /// The same; `watch` is told of every word of roots and blocks that may point
@@ -168,6 +194,17 @@ fn judge(
     watch: &mut Watch,
     limit: usize,
 ) -> Marked {
+    judge_keeping(memory, blocks, plan, heuristics, watch, limit).0
+}
+
+fn judge_keeping(
+    memory: &dyn MemoryReader,
+    blocks: &[LiveBlock],
+    plan: &RootPlan,
+    heuristics: &Heuristics,
+    watch: &mut Watch,
+    limit: usize,
+) -> (Marked, Pointers) {
     let index = Index::new(blocks);
     let mut scanner = Scanner::new(memory, blocks);
     let mut sieve = Sieve {
@@ -226,7 +263,7 @@ fn judge(
     marked.scanned_root_bytes = scanned_root_bytes;
     marked.scanned_block_bytes = scanner.tally.scanned;
     marked.unreadable_bytes = scanner.tally.unreadable;
-    marked
+    (marked, Pointers { index, graph })
 }
 
 /// Hands over every aligned word that holds something after the marking:
@@ -277,7 +314,7 @@ pub(crate) fn for_each_holding_word(
 }
 
 /// The part of a range that whole aligned words fill.
-fn aligned(range: &Range) -> Range {
+pub(crate) fn aligned(range: &Range) -> Range {
     let start = range.start.0.checked_next_multiple_of(8);
     Range::new(start.unwrap_or(u64::MAX), range.end.0 & !7)
 }
@@ -453,7 +490,7 @@ fn gather(index: &Index, bytes: &[u8], words: &mut Vec<u64>) {
     }
 }
 
-fn is_inside(blocks: &[LiveBlock], hit: Hit, word: u64) -> bool {
+pub(crate) fn is_inside(blocks: &[LiveBlock], hit: Hit, word: u64) -> bool {
     hit.start
         || blocks
             .get(hit.block as usize)

@@ -86,6 +86,7 @@ fn leak(kind: LossKind, bytes: u64, blocks: u64, indirect: u64, stack: Vec<Frame
         estimate: None,
         content: None,
         growth: None,
+        holder: None,
     }
 }
 

@@ -5,6 +5,7 @@
 //! this file and borrow from the report, so nothing is copied: the writer
 //! receives the bytes as they are made.
 
+mod holders;
 mod layout;
 
 use std::io::{self, Write as _};
@@ -18,6 +19,7 @@ use leakscope_model::{
 use serde::ser::{Serialize, Serializer};
 
 use crate::{Options, Sink};
+use holders::HolderShape;
 use layout::Layout;
 
 /// The name of the schema.
@@ -332,6 +334,7 @@ struct LeakShape<'a> {
     estimate: Option<EstimateShape>,
     content: Option<ContentShape<'a>>,
     growth: Option<GrowthShape>,
+    holder: Option<HolderShape<'a>>,
 }
 
 impl<'a> From<&'a Leak> for LeakShape<'a> {
@@ -358,6 +361,7 @@ impl<'a> From<&'a Leak> for LeakShape<'a> {
             estimate: l.estimate.as_ref().map(EstimateShape::from),
             content: l.content.as_ref().map(ContentShape::from),
             growth: l.growth.map(GrowthShape::from),
+            holder: l.holder.as_ref().map(HolderShape::from),
         }
     }
 }

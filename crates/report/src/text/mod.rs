@@ -4,6 +4,7 @@
 //! before it is painted, so each escape character in the output is ours.
 
 mod errors;
+mod holders;
 mod leaks;
 mod next;
 mod page;

@@ -19,7 +19,7 @@ use leakscope_proc::Process;
 use leakscope_tracee::LiveMemory;
 
 use super::usage::Usage;
-use super::{CheckError, CheckOptions, Found, Picture, error, judge};
+use super::{Asked, CheckError, CheckOptions, Found, Picture, error, judge};
 use crate::Word;
 
 /// Looks at a running process, at least and at most.
@@ -42,6 +42,7 @@ const COMPARED: usize = 64 << 10;
 pub(super) fn racing(
     options: &CheckOptions,
     process: &Process,
+    asked: &Asked<'_>,
     progress: &mut dyn FnMut(Word<'_>),
 ) -> Result<Found, CheckError> {
     let failed = |e| error(format!("failed to {e}"));
@@ -91,7 +92,7 @@ pub(super) fn racing(
             let now = if settled { now } else { HashMap::new() };
             keep_only(&mut judged.marked, &judged.blocks, &now);
             return Ok(Found {
-                picture: Picture::of(memory, judged, usage.as_ref(), looks),
+                picture: Picture::of(memory, &threads, judged, usage.as_ref(), looks, asked),
                 consistency: Consistency::Racing,
                 pause: Duration::ZERO,
                 settled,
@@ -224,6 +225,7 @@ pub(super) fn records(content: bool, groups: Vec<Group>, types: &[Type]) -> Vec<
                 preview: if content { group.preview } else { Vec::new() },
             }),
             growth: None,
+            holder: None,
         })
         .collect()
 }
