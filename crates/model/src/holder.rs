@@ -1,6 +1,6 @@
 //! Who holds a block: a root and the blocks between.
 
-use crate::Addr;
+use crate::{Addr, KindTotals};
 
 /// What kind of root holds a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -73,4 +73,32 @@ pub struct Holder {
     pub path: Vec<HolderStep>,
     /// Of the blocks that were asked, the share that this root holds, 0..=1.
     pub share: f64,
+}
+
+/// Blocks, or kinds of blocks, by what would be freed with them.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Largest {
+    /// Types and shapes, largest first: the sum of what goes with each block,
+    /// without what several share.
+    pub kinds: Vec<Retaining>,
+    /// Single blocks, largest first. Of several inside one another that are
+    /// alike only the outermost is there.
+    pub blocks: Vec<Retaining>,
+}
+
+/// A block, or blocks that look alike, and what would be freed with them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Retaining {
+    /// Type, where it is known.
+    pub type_name: Option<String>,
+    /// What it holds, in a few words.
+    pub shape: String,
+    /// Of a single block, where it is.
+    pub address: Option<Addr>,
+    /// The blocks themselves.
+    pub own: KindTotals,
+    /// With all that only they keep, themselves included.
+    pub retained: KindTotals,
+    /// Who holds them.
+    pub holder: Option<Holder>,
 }

@@ -475,6 +475,8 @@ pub struct ProcessReport {
     pub loss: LossSummary,
     /// All loss records of every kind, largest first.
     pub leaks: Vec<Leak>,
+    /// What retains most; `None` where nobody asked.
+    pub largest: Option<crate::Largest>,
     /// Mapping records.
     pub mappings: Vec<MappingLeak>,
     /// Wrong releases and descriptors.

@@ -262,7 +262,7 @@ impl Picture {
                 plan: &plan,
                 pointers,
             };
-            holders::find(&input, &grouped, &wanted)
+            holders::find(&input, &grouped, asked.holders, wanted)
         });
         let residence = usage.map(|usage| {
             let resident = |range| usage.resident(range);
@@ -358,7 +358,8 @@ fn section(content: bool, facts: environs::Facts, found: Found) -> ProcessReport
     }
     notices.extend(picture.runtimes);
     let mut leaks = looks::records(content, picture.groups, &picture.types);
-    holders::name(picture.holders, &facts.files, &mut leaks);
+    let named = holders::name(picture.holders, &facts.files, &mut leaks);
+    notices.extend(named.notices);
     ProcessReport {
         pid: facts.pid,
         parent_pid: facts.parent,
@@ -375,6 +376,7 @@ fn section(content: bool, facts: environs::Facts, found: Found) -> ProcessReport
         watched: None,
         loss,
         leaks,
+        largest: named.largest,
         mappings: Vec::new(),
         errors: Vec::new(),
         coverage: Coverage {

@@ -1,5 +1,7 @@
 //! `leakscope check` says who holds a block.
 
+use std::process::Command;
+
 use leakscope_e2e::run::Done;
 use leakscope_e2e::{Outcome, Section};
 use leakscope_testkit::{Target, compile_c};
@@ -11,7 +13,8 @@ use crate::trial;
 
 type Case = (&'static str, fn() -> Outcome);
 
-const CASES: [Case; 3] = [
+const CASES: [Case; 4] = [
+    ("the_largest_are_what_would_be_freed", the_largest),
     ("roots_have_names", roots_have_names),
     ("stripped_programs_keep_their_exports", stripped_programs),
     ("what_grows_has_a_holder", what_grows_has_a_holder),
@@ -163,6 +166,84 @@ fn stripped_programs() -> Outcome {
             && root["module"].as_str().is_some_and(|m| !m.is_empty()),
         || format!("{root:#}"),
     )
+}
+
+/// A tree in a thread-local variable's array, whose halves share a block.
+const TREE: &str = r#"
+#include <cstdio>
+#include <cstdlib>
+#include <unistd.h>
+struct Shared { virtual ~Shared() {} char filled[997]; };
+struct Leaf { virtual ~Leaf() {} Shared *shared = nullptr; char filled[89]; };
+struct Half { virtual ~Half() {} Leaf *leaves[31] = {}; };
+struct Whole { virtual ~Whole() {} Half *halves[2] = {}; };
+static Whole *whole;
+int main() {
+    whole = new Whole;
+    Shared *shared = new Shared;
+    for (Half *&half : whole->halves) {
+        half = new Half;
+        for (Leaf *&leaf : half->leaves) {
+            leaf = new Leaf;
+            leaf->shared = shared;
+        }
+    }
+    puts("runs");
+    fflush(stdout);
+    pause();
+}
+"#;
+
+fn the_largest() -> Outcome {
+    let place = tempfile::tempdir().map_err(|e| format!("make a folder: {e}"))?;
+    let (source, program) = (place.path().join("tree.cc"), place.path().join("tree"));
+    std::fs::write(&source, TREE).map_err(|e| format!("write {source:?}: {e}"))?;
+    let built = Command::new("g++")
+        .arg("-o")
+        .arg(&program)
+        .arg(&source)
+        .status();
+    ensure(built.is_ok_and(|s| s.success()), || "g++ failed".to_owned())?;
+    let mut target = Target::spawn(&mut Command::new(&program));
+    target.expect_line("runs");
+    let section = section(&target, &["--largest"])?;
+    let found = |list: &str, name: &str| {
+        let entries = section.at(&format!("/largest/{list}")).as_array().cloned();
+        let mut entries = entries.unwrap_or_default().into_iter();
+        let found = entries.find(|e| e["type"] == name).unwrap_or_default();
+        let root = &found["holder"]["root"];
+        let held = found.is_null() || root["variable"] == "whole";
+        (
+            held,
+            found["retained"]["blocks"].clone(),
+            found["blocks"].clone(),
+        )
+    };
+    for (list, name, retained, own) in [
+        ("blocks", "Whole", 1 + 2 + 62 + 1, 1),
+        ("blocks", "Half", 1 + 31, 1),
+        ("blocks", "Shared", 1, 1),
+        ("kinds", "Whole", 1 + 2 + 62 + 1, 1),
+        // What several leaves share goes with none of them.
+        ("kinds", "Leaf", 62, 62),
+        ("kinds", "Half", 2 + 62, 2),
+    ] {
+        let found = found(list, name);
+        ensure(found == (true, retained.into(), own.into()), || {
+            format!("{list} {name}: {found:?}\n{:#}", section.at("/largest"))
+        })?;
+    }
+    let few = check(&["--largest=2", &target.pid().to_string()])?;
+    let shown = text(&few);
+    for part in [
+        "What would be freed with each block of a kind, summed up",
+        "What would be freed with one block",
+        " in 66 blocks with type Whole (at 0x",
+        "held by: global variable whole of tree → ",
+    ] {
+        ensure(shown.contains(part), || format!("no '{part}' in\n{shown}"))?;
+    }
+    ensure(!shown.contains("  3: "), || shown.clone())
 }
 
 /// A list that grows for ever, in a structure in a static variable.

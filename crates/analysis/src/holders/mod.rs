@@ -10,12 +10,14 @@
 
 mod frame;
 mod path;
+mod retained;
 mod search;
 #[cfg(test)]
 mod tests;
 
 pub use frame::frame_of;
 pub use path::{Link, Path, Walker};
+pub use retained::{Overview, Retained, Retainer, retained};
 pub use search::{Search, search};
 
 use crate::mark::{Marked, Pointers};

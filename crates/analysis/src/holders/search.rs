@@ -3,7 +3,9 @@
 use super::{HolderInput, RootPlace, RootWord, frame};
 use crate::mark::{Graph, Index, Pointer, Scanner, aligned, is_inside};
 use crate::roots::RootKind;
+use leakscope_heap::glibc::CHUNK_HEADER;
 use leakscope_model::{Addr, LossKind, Range};
+use std::collections::HashMap;
 
 /// No holder.
 const NONE: u32 = u32::MAX;
@@ -37,6 +39,10 @@ pub struct Search {
     /// Place of its root's word in `words`.
     root: Vec<u32>,
     words: Vec<RootWord>,
+    /// One bit for each block: a root points to it. What a thread works on at
+    /// the moment, or did before, does not count where more lasting roots lead
+    /// to the block: it would cut every structure in pieces.
+    rooted: Vec<u64>,
 }
 
 impl Search {
@@ -50,6 +56,13 @@ impl Search {
             }
             Some(&parent) => Some(Holder::Block(parent)),
         }
+    }
+
+    /// True when a root points to `block` itself; a stack or a register only
+    /// where no other root leads to it.
+    pub(super) fn is_rooted(&self, block: u32) -> bool {
+        let bits = self.rooted.get(block as usize / 64);
+        bits.is_some_and(|bits| bits >> (block % 64) & 1 == 1)
     }
 
     /// The root at the end of the path, and the number of blocks between.
@@ -79,6 +92,7 @@ pub fn search(input: &HolderInput<'_>) -> Option<Search> {
             depth: vec![0; blocks],
             root: vec![0; blocks],
             words: Vec::new(),
+            rooted: vec![0; blocks.div_ceil(64)],
         },
         inner: vec![NONE; blocks],
         maybe: Vec::new(),
@@ -86,7 +100,16 @@ pub fn search(input: &HolderInput<'_>) -> Option<Search> {
         words: Vec::new(),
     };
     let mut scanner = Scanner::new(input.memory, input.blocks);
-    let threads = &input.plan.start_words;
+    // Not all words for threads last: what a register holds of a chunk does
+    // not, nor does a stack pointer.
+    let threads = input.threads.iter();
+    let passing: HashMap<u64, u32> = threads
+        .flat_map(|t| {
+            let chunks = t.registers.iter().map(|r| r.wrapping_add(CHUNK_HEADER));
+            chunks.chain([t.sp.0]).map(|word| (word, t.tid))
+        })
+        .collect();
+    let words = || input.plan.start_words.iter();
     let ranges = input.plan.ranges.iter();
     let ranges: Vec<(Range, RootKind)> = ranges
         .flat_map(|(range, kind)| frame::split(input, *range, *kind))
@@ -101,10 +124,17 @@ pub fn search(input: &HolderInput<'_>) -> Option<Search> {
             }
         }
         match number {
-            0 => threads.iter().for_each(|word| {
-                front.word(RootPlace::Threads, Addr(0), *word);
-            }),
-            2 => front.registers(),
+            0 => words()
+                .filter(|word| !passing.contains_key(word))
+                .for_each(|word| front.word(RootPlace::Threads, Addr(0), *word)),
+            2 => {
+                front.registers();
+                for word in words() {
+                    if let Some(tid) = passing.get(word) {
+                        front.word(RootPlace::Register(*tid), Addr(0), *word);
+                    }
+                }
+            }
             _ => {}
         }
         front.drain(&mut scanner, |kind| kind == LossKind::Reachable);
@@ -154,6 +184,15 @@ impl Front<'_> {
             return;
         };
         let known = |list: &[u32]| list.get(block as usize).is_none_or(|p| *p != NONE);
+        let fleeting = matches!(
+            place,
+            RootPlace::Memory(RootKind::Stack) | RootPlace::Register(_)
+        );
+        if !(fleeting && known(&self.found.parent))
+            && let Some(bits) = self.found.rooted.get_mut(block as usize / 64)
+        {
+            *bits |= 1 << (block % 64);
+        }
         let next = self.found.words.len();
         if known(&self.found.parent) || (!start && known(&self.inner)) || next >= ROOT as usize - 1
         {

@@ -2,6 +2,7 @@ use super::*;
 use crate::mark::{Heuristics, mark_keeping};
 use leakscope_model::Range;
 use leakscope_testkit::FakeMemory;
+use proptest::prelude::*;
 
 const GLOBALS: u64 = 0x1000;
 const STACK: u64 = 0x7f00_0000_0000;
@@ -184,4 +185,97 @@ fn a_short_stack_is_no_thread_local_storage() {
     assert_eq!(frame, Some(Addr(CODE + 0x105)));
     let root = world.path(1).expect("held").root;
     assert_eq!(world.ask(|input, _| frame_of(input, &root)), None);
+}
+
+/// What goes with each block, by the definition: what cannot be reached any
+/// more without it.
+fn by_definition(edges: &[(u64, u64)], rooted: &[u64], blocks: u64) -> Vec<Option<u64>> {
+    let reach = |without: Option<u64>| {
+        let mut seen = vec![false; blocks as usize];
+        let mut work: Vec<u64> = rooted.to_vec();
+        while let Some(at) = work.pop() {
+            if Some(at) == without || std::mem::replace(&mut seen[at as usize], true) {
+                continue;
+            }
+            work.extend(
+                edges
+                    .iter()
+                    .filter(|(from, _)| *from == at)
+                    .map(|(_, to)| *to),
+            );
+        }
+        seen
+    };
+    let all = reach(None);
+    let of = |block: u64| {
+        let left = reach(Some(block));
+        let gone = all.iter().zip(&left).filter(|(was, is)| **was && !**is);
+        all[block as usize].then(|| gone.count() as u64)
+    };
+    (0..blocks).map(of).collect()
+}
+
+proptest! {
+    #[test]
+    fn what_is_retained_is_what_cannot_be_reached_without(
+        edges in proptest::collection::vec((0..19u64, 0..19u64), 0..41),
+        rooted in proptest::collection::vec(0..19u64, 0..4),
+    ) {
+        let mut world = world(19);
+        let mut slots = [0; 19];
+        let mut kept = Vec::new();
+        for (from, to) in edges {
+            let slot = &mut slots[from as usize];
+            if *slot < 6 {
+                world.memory.word(at(from) + 8 * *slot, at(to));
+                *slot += 1;
+                kept.push((from, to));
+            }
+        }
+        for (i, root) in (0..).zip(&rooted) {
+            world.memory.word(GLOBALS + 8 * i, at(*root));
+        }
+        let found: Vec<Option<u64>> = world.ask(|input, search| {
+            let found = retained(input, search, u64::MAX).expect("little");
+            (0..19).map(|b| found.of(b).map(|t| t.blocks)).collect()
+        });
+        prop_assert_eq!(found, by_definition(&kept, &rooted, 19));
+    }
+}
+
+#[test]
+fn groups_and_the_largest_blocks() {
+    // A table (0) holds two lists, 1 → 2 → 3 and 4 → 5; 6 is shared by 3 and
+    // 5; 7 is held by a global as well, and 8 alone.
+    let mut world = world(9).word(GLOBALS, at(0)).word(GLOBALS + 8, at(7));
+    // A stack that has one of its elements cuts no list.
+    world = world.word(GLOBALS + 16, at(8)).word(STACK + 0x900, at(2));
+    for (from, slot, to) in [
+        (0, 0, 1),
+        (0, 1, 4),
+        (0, 2, 7),
+        (1, 0, 2),
+        (2, 0, 3),
+        (4, 0, 5),
+        (3, 1, 6),
+        (5, 1, 6),
+    ] {
+        world = world.word(at(from) + 8 * slot, at(to));
+    }
+    let of_block = [0, 1, 1, 1, 1, 1, 2, 3, 3];
+    let (overview, refused) = world.ask(|input, search| {
+        let found = retained(input, search, 1 << 20).expect("little");
+        let refused = retained(input, search, 100).is_none();
+        (found.overview(&of_block, 4, 3), refused)
+    });
+    let blocks: Vec<u64> = overview.groups.iter().map(|t| t.blocks).collect();
+    // What both lists share goes with neither alone.
+    assert_eq!(blocks, [7, 5, 1, 2]);
+    let largest: Vec<(u32, u64)> = overview
+        .blocks
+        .iter()
+        .map(|r| (r.block, r.totals.bytes))
+        .collect();
+    assert_eq!(largest, [(0, 7 * 48), (1, 3 * 48), (4, 2 * 48)]);
+    assert!(refused);
 }

@@ -94,6 +94,11 @@ impl Graph {
         self.first.len().saturating_sub(1)
     }
 
+    /// Number of pointers.
+    pub fn len(&self) -> usize {
+        self.edges.len()
+    }
+
     fn bytes(&self) -> usize {
         self.edges.len() * size_of::<u32>() + self.inner.len() * size_of::<Inner>()
     }

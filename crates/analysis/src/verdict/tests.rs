@@ -33,6 +33,7 @@ fn process() -> ProcessReport {
             ..LossSummary::default()
         },
         leaks: Vec::new(),
+        largest: None,
         mappings: Vec::new(),
         errors: Vec::new(),
         coverage: Coverage {

@@ -20,6 +20,7 @@ pub fn check(args: args::Check) -> Result<u8, Failure> {
     let holders = HolderOptions {
         kinds: args.report.show.list(),
         top: args.report.top,
+        largest: args.largest,
     };
     let delivery = Delivery::new(args.report, Stream::Stdout)?;
     let own = |e: leakscope_session::CheckError| Failure::own(e.to_string());

@@ -1,8 +1,8 @@
 //! Who holds a block.
 
-use leakscope_model::{Holder, HolderRoot, HolderStep, RootKind};
+use leakscope_model::{Holder, HolderRoot, HolderStep, Largest, Retaining, RootKind};
 
-use super::{List, list};
+use super::{List, TotalsShape, list};
 
 #[derive(serde::Serialize)]
 pub(super) struct HolderShape<'a> {
@@ -81,6 +81,47 @@ impl<'a> From<&'a HolderStep> for StepShape<'a> {
             into: s.into,
             offset: s.offset,
             skipped: s.skipped,
+        }
+    }
+}
+
+#[derive(serde::Serialize)]
+pub(super) struct LargestShape<'a> {
+    kinds: List<'a, Retaining, RetainingShape<'a>>,
+    blocks: List<'a, Retaining, RetainingShape<'a>>,
+}
+
+impl<'a> From<&'a Largest> for LargestShape<'a> {
+    fn from(l: &'a Largest) -> Self {
+        LargestShape {
+            kinds: list(&l.kinds),
+            blocks: list(&l.blocks),
+        }
+    }
+}
+
+#[derive(serde::Serialize)]
+pub(super) struct RetainingShape<'a> {
+    #[serde(rename = "type")]
+    type_name: Option<&'a str>,
+    shape: &'a str,
+    address: Option<String>,
+    bytes: u64,
+    blocks: u64,
+    retained: TotalsShape,
+    holder: Option<HolderShape<'a>>,
+}
+
+impl<'a> From<&'a Retaining> for RetainingShape<'a> {
+    fn from(r: &'a Retaining) -> Self {
+        RetainingShape {
+            type_name: r.type_name.as_deref(),
+            shape: &r.shape,
+            address: r.address.map(|a| a.to_string()),
+            bytes: r.own.bytes,
+            blocks: r.own.blocks,
+            retained: r.retained.into(),
+            holder: r.holder.as_ref().map(HolderShape::from),
         }
     }
 }

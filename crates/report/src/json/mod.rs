@@ -19,7 +19,7 @@ use leakscope_model::{
 use serde::ser::{Serialize, Serializer};
 
 use crate::{Options, Sink};
-use holders::HolderShape;
+use holders::{HolderShape, LargestShape};
 use layout::Layout;
 
 /// The name of the schema.
@@ -163,6 +163,7 @@ struct ProcessShape<'a> {
     watched: Option<WatchedShape>,
     loss: LossShape,
     leaks: List<'a, Leak, LeakShape<'a>>,
+    largest: Option<LargestShape<'a>>,
     mappings: List<'a, MappingLeak, MappingShape<'a>>,
     errors: List<'a, ErrorRecord, ErrorShape<'a>>,
     coverage: CoverageShape,
@@ -186,6 +187,7 @@ impl<'a> From<&'a ProcessReport> for ProcessShape<'a> {
             watched: p.watched.map(WatchedShape::from),
             loss: (&p.loss).into(),
             leaks: list(&p.leaks),
+            largest: p.largest.as_ref().map(LargestShape::from),
             mappings: list(&p.mappings),
             errors: list(&p.errors),
             coverage: (&p.coverage).into(),

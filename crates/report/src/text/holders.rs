@@ -2,7 +2,7 @@
 
 use std::io;
 
-use leakscope_model::{Holder, HolderRoot, HolderStep, RootKind, quantity};
+use leakscope_model::{Holder, HolderRoot, HolderStep, Largest, Retaining, RootKind, quantity};
 
 use super::page::Page;
 use crate::escape;
@@ -18,6 +18,50 @@ pub(super) fn held_by(page: &mut Page<'_>, holder: &Holder) -> io::Result<()> {
     let root = page.paint.place(&root(&holder.root));
     let way = way(holder.skipped, &holder.path);
     page.paragraph(4, 6, &format!("{label} {root}{way}"))
+}
+
+/// What retains most: kinds, then single blocks.
+pub(super) fn largest(page: &mut Page<'_>, largest: &Largest) -> io::Result<()> {
+    let parts = [
+        (
+            "What would be freed with each block of a kind, summed up",
+            &largest.kinds,
+        ),
+        ("What would be freed with one block", &largest.blocks),
+    ];
+    for (title, entries) in parts {
+        page.blank()?;
+        let title = page.paint.bold(title);
+        page.line(&title)?;
+        for (i, entry) in entries.iter().enumerate() {
+            retaining(page, i + 1, entry)?;
+        }
+    }
+    Ok(())
+}
+
+fn retaining(page: &mut Page<'_>, nth: usize, entry: &Retaining) -> io::Result<()> {
+    let all = page.paint.bold(&quantity::bytes(entry.retained.bytes));
+    let blocks = quantity::counted(entry.retained.blocks, "block");
+    let what = match &entry.type_name {
+        Some(name) => format!("type {}", escape(name)),
+        None => escape(&entry.shape).into_owned(),
+    };
+    let own = match (entry.address, entry.own.blocks) {
+        (Some(at), _) => format!("at {at}"),
+        (None, 1) => "1 block".to_owned(),
+        (None, blocks) => format!("{} blocks", quantity::count(blocks)),
+    };
+    let size = quantity::bytes(entry.own.bytes);
+    page.paragraph(
+        2,
+        4,
+        &format!("{nth}: {all} in {blocks} with {what} ({own}, {size} of its own)"),
+    )?;
+    match &entry.holder {
+        Some(holder) => held_by(page, holder),
+        None => Ok(()),
+    }
 }
 
 /// A root in words.

@@ -3,9 +3,10 @@
 
 use leakscope_model::{
     Addr, Command, Consistency, Content, Coverage, ErrorCode, ErrorRecord, ExitKind, Family, Frame,
-    FreeSiteLine, HeapCheck, HeapSummary, Holder, HolderRoot, HolderStep, KindTotals, Leak,
-    Lifetime, LossKind, LossSummary, MappingLeak, Notice, ProcessReport, Report, Residence,
-    Retained, RootCounts, RootKind, SampleEstimate, SuppressionUse, Verdict, VerdictStatus,
+    FreeSiteLine, HeapCheck, HeapSummary, Holder, HolderRoot, HolderStep, KindTotals, Largest,
+    Leak, Lifetime, LossKind, LossSummary, MappingLeak, Notice, ProcessReport, Report, Residence,
+    Retained, Retaining, RootCounts, RootKind, SampleEstimate, SuppressionUse, Verdict,
+    VerdictStatus,
 };
 
 /// Where the sample programs' sources lie.
@@ -144,6 +145,7 @@ fn process(pid: u32, argv: &[&str]) -> ProcessReport {
             2,
             stack(vec![frame("init_pool", "src/pool.c", 17)]),
         )],
+        largest: None,
         mappings: Vec::new(),
         errors: Vec::new(),
         coverage: coverage(),
@@ -499,6 +501,19 @@ pub fn checked() -> Report {
     sessions.content = content("object with virtual functions", &bytes);
     let mut text = leak("7e87-p", LossKind::Possible, 1_009, 1, Vec::new());
     text.holder = Some(holder());
+    let retaining = |type_name: Option<&str>, address, own, bytes| Retaining {
+        type_name: type_name.map(str::to_owned),
+        shape: "264 bytes: number\x1b, heap pointer".to_owned(),
+        address,
+        own,
+        retained: totals(bytes, 1_019),
+        holder: Some(holder()),
+    };
+    let at = Some(Addr(0x5555_5555_9000));
+    p.largest = Some(Largest {
+        kinds: vec![retaining(None, None, totals(792, 3), 107_309)],
+        blocks: vec![retaining(Some("http::Cache"), at, totals(264, 1), 106_391)],
+    });
     text.content = content("text, 1009 bytes", b"");
     p.leaks = vec![sessions, text];
     p.coverage.heap_check = Some(HeapCheck {

@@ -1,17 +1,18 @@
 //! Who holds what is shown: paths are looked for while memory is at hand, and
 //! get their names afterwards.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::path::PathBuf;
 
 use leakscope_analysis::groups::{Group, Type};
 use leakscope_analysis::holders::{
-    HolderInput, Path, RootPlace, RootWord, Search, Walker, frame_of, search, thread_of,
+    HolderInput, Path, RootPlace, RootWord, Search, Walker, frame_of, retained, search, thread_of,
 };
 use leakscope_analysis::roots::RootKind as Place;
 use leakscope_model::{
-    Addr, Holder, HolderRoot, HolderStep, Leak, LossKind, ModuleId, RawFrame, RecordedModule,
-    RootKind,
+    Addr, Holder, HolderRoot, HolderStep, KindTotals, Largest, Leak, LossKind, ModuleId, Notice,
+    RawFrame, RecordedModule, Retaining, RootKind,
 };
 use leakscope_symbols::{Options, Symbolizer};
 
@@ -34,6 +35,8 @@ pub struct HolderOptions {
     pub kinds: Vec<LossKind>,
     /// As many of the largest records of these kinds; zero for all.
     pub top: usize,
+    /// So many blocks, and kinds of blocks, by what would be freed with them.
+    pub largest: Option<usize>,
 }
 
 /// What the first of several looks saw of reachable records: bytes by type or
@@ -110,9 +113,25 @@ struct Held {
 /// What was found, by the number of the group.
 #[derive(Default)]
 pub(super) struct Unnamed {
+    largest: Option<UnnamedLargest>,
     held: HashMap<usize, Held>,
     modules: Vec<RecordedModule>,
 }
+
+/// What retains most, without names of roots. The holders of kinds are among
+/// those of the groups.
+#[derive(Default)]
+struct UnnamedLargest {
+    kinds: Vec<(usize, Retaining)>,
+    blocks: Vec<(Held, Retaining)>,
+    /// It would have taken too much memory to find out.
+    refused: bool,
+}
+
+/// What retains less than this part of the largest is not told.
+const NEGLIGIBLE: u64 = 1000;
+/// Bytes that finding out what retains most may take.
+const RETAINED: u64 = 4 << 30;
 
 /// The groups whose holders are asked for: the largest that are shown, and
 /// those that grew since the first look.
@@ -152,22 +171,96 @@ pub(super) fn wanted(
 }
 
 /// Looks for the holders of these groups.
-pub(super) fn find(input: &HolderInput<'_>, grouped: &Grouped<'_>, wanted: &[usize]) -> Unnamed {
-    if wanted.is_empty() {
+pub(super) fn find(
+    input: &HolderInput<'_>,
+    grouped: &Grouped<'_>,
+    options: &HolderOptions,
+    mut wanted: Vec<usize>,
+) -> Unnamed {
+    if wanted.is_empty() && options.largest.is_none() {
         return Unnamed::default();
     }
     let Some(found) = search(input) else {
         return Unnamed::default();
     };
     let mut walker = Walker::new(input, &found);
-    let examples = examples(grouped, wanted);
+    let largest = options
+        .largest
+        .map(|most| largest(input, grouped, &found, &mut walker, most));
+    let kinds = largest.iter().flat_map(|l| &l.kinds);
+    wanted.extend(kinds.map(|(group, _)| *group));
+    wanted.sort_unstable();
+    wanted.dedup();
+    let examples = examples(grouped, &wanted);
     let held = examples.into_iter().map(|(group, blocks)| {
         let held = held(input, grouped, &found, &mut walker, &blocks);
         (group, held)
     });
     Unnamed {
+        largest,
         held: held.collect(),
         modules: modules::modules(input.memory),
+    }
+}
+
+/// What retains most.
+fn largest(
+    input: &HolderInput<'_>,
+    grouped: &Grouped<'_>,
+    found: &Search,
+    walker: &mut Walker<'_>,
+    most: usize,
+) -> UnnamedLargest {
+    let most = most.min(MOST);
+    let Some(retained) = retained(input, found, RETAINED) else {
+        return UnnamedLargest {
+            refused: true,
+            ..UnnamedLargest::default()
+        };
+    };
+    let overview = retained.overview(grouped.of_block, grouped.groups.len(), most);
+    let retaining = |group: &Group, address, own, retained| Retaining {
+        type_name: grouped.type_name(group),
+        shape: group.shape.clone(),
+        address,
+        own,
+        retained,
+        holder: None,
+    };
+    let mut kinds: Vec<(usize, KindTotals)> = overview.groups.into_iter().enumerate().collect();
+    kinds.retain(|(_, totals)| totals.blocks > 0);
+    // Groups are in order themselves, so that equal ones are.
+    kinds.sort_by_key(|(_, totals)| Reverse(totals.bytes));
+    let kinds = kinds.into_iter().take(most).filter_map(|(at, totals)| {
+        let group = grouped.groups.get(at)?;
+        Some((at, retaining(group, None, group.totals, totals)))
+    });
+    let blocks = overview.blocks.iter().filter_map(|retainer| {
+        let at = retainer.block as usize;
+        let block = input.blocks.get(at)?;
+        let group = *grouped.of_block.get(at)? as usize;
+        let own = KindTotals {
+            bytes: block.size,
+            blocks: 1,
+        };
+        let held = held(input, grouped, found, walker, &[retainer.block]);
+        let group = grouped.groups.get(group)?;
+        Some((
+            held,
+            retaining(group, Some(block.addr), own, retainer.totals),
+        ))
+    });
+    let mut kinds: Vec<(usize, Retaining)> = kinds.collect();
+    let mut blocks: Vec<(Held, Retaining)> = blocks.collect();
+    // A block among ten thousand others is no answer.
+    let largest = kinds.iter().map(|(_, r)| r.retained.bytes).max();
+    let least = largest.unwrap_or(0) / NEGLIGIBLE;
+    kinds.retain(|(_, r)| r.retained.bytes >= least);
+    blocks.retain(|(_, r)| r.retained.bytes >= least);
+    UnnamedLargest {
+        kinds,
+        blocks,
+        refused: false,
     }
 }
 
@@ -266,17 +359,54 @@ pub(super) struct Files {
     pub exe: Option<(Vec<u8>, PathBuf)>,
 }
 
-/// Names the holders of records, which are in the order of their groups.
-pub(super) fn name(unnamed: Unnamed, files: &Files, leaks: &mut [Leak]) {
-    if unnamed.held.is_empty() {
-        return;
-    }
+/// What has names.
+#[derive(Default)]
+pub(super) struct Named {
+    pub largest: Option<Largest>,
+    pub notices: Vec<Notice>,
+}
+
+/// Names the holders of records, which are in the order of their groups, and
+/// whatever else was found.
+pub(super) fn name(unnamed: Unnamed, files: &Files, leaks: &mut [Leak]) -> Named {
+    let mut named = Named::default();
     let mut names = Names::new(unnamed.modules, files);
     for (group, held) in unnamed.held {
         if let Some(leak) = leaks.get_mut(group) {
             leak.holder = names.holder(held);
         }
     }
+    let Some(largest) = unnamed.largest else {
+        return named;
+    };
+    if largest.refused {
+        named.notices.push(Notice {
+            code: "retained-unknown",
+            message: "there are too many blocks and pointers to find out what retains most"
+                .to_owned(),
+        });
+        return named;
+    }
+    let kinds = largest
+        .kinds
+        .into_iter()
+        .map(|(group, retaining)| Retaining {
+            holder: leaks.get(group).and_then(|leak| leak.holder.clone()),
+            ..retaining
+        });
+    let kinds = kinds.collect();
+    let blocks = largest
+        .blocks
+        .into_iter()
+        .map(|(held, retaining)| Retaining {
+            holder: names.holder(held),
+            ..retaining
+        });
+    named.largest = Some(Largest {
+        kinds,
+        blocks: blocks.collect(),
+    });
+    named
 }
 
 struct Names {
@@ -366,6 +496,10 @@ impl Names {
             RootKind::Global => modules::module_at(&self.modules, word.at),
             _ => None,
         };
+        if kind == RootKind::Global && module.is_none() && !self.modules.is_empty() {
+            // The kernel joined it to the module's data; it is not part of it.
+            root.kind = RootKind::Mapping;
+        }
         if let Some(id) = module
             && let Some(own) = self.modules.get(usize::from(id.0))
         {
