@@ -18,6 +18,7 @@ use leakscope_heap::words::Words;
 use leakscope_memory::MemoryReader;
 use leakscope_model::{Addr, KindTotals, LiveBlock, LossKind};
 use looks::{LOOKED_AT, Look};
+use std::cmp::Ordering;
 
 /// Example addresses kept of a group.
 const EXAMPLES: usize = 5;
@@ -51,6 +52,48 @@ pub fn group(
     marked: &Marked,
     looks: &mut Looks<'_>,
 ) -> Vec<Group> {
+    let (mut groups, _) = gather(memory, blocks, marked, looks);
+    groups.sort_by(larger);
+    groups
+}
+
+/// The same, and the group of every block: its place among the groups.
+pub fn group_with_members(
+    memory: &dyn MemoryReader,
+    blocks: &[LiveBlock],
+    marked: &Marked,
+    looks: &mut Looks<'_>,
+) -> (Vec<Group>, Vec<u32>) {
+    let (groups, mut of_block) = gather(memory, blocks, marked, looks);
+    let mut numbered: Vec<(u32, Group)> = (0..).zip(groups).collect();
+    numbered.sort_by(|(_, a), (_, b)| larger(a, b));
+    let mut place = vec![0; numbered.len()];
+    for (now, (before, _)) in (0..).zip(&numbered) {
+        if let Some(place) = place.get_mut(*before as usize) {
+            *place = now;
+        }
+    }
+    for at in &mut of_block {
+        *at = place.get(*at as usize).copied().unwrap_or(*at);
+    }
+    let groups = numbered.into_iter().map(|(_, group)| group).collect();
+    (groups, of_block)
+}
+
+/// Larger groups come first.
+fn larger(a: &Group, b: &Group) -> Ordering {
+    let bytes = |g: &Group| g.totals.bytes.saturating_add(g.indirect.bytes);
+    let order = bytes(b).cmp(&bytes(a));
+    order.then_with(|| a.addresses.cmp(&b.addresses))
+}
+
+/// Groups in the order in which they were met, and that of each block.
+fn gather(
+    memory: &dyn MemoryReader,
+    blocks: &[LiveBlock],
+    marked: &Marked,
+    looks: &mut Looks<'_>,
+) -> (Vec<Group>, Vec<u32>) {
     let mut words = Words::new(memory);
     let mut first = [0; LOOKED_AT];
     let mut by_look: HashMap<(LossKind, Look), u32, Keyed> = HashMap::default();
@@ -91,7 +134,7 @@ pub fn group(
             group.cycle |= marked.cycle.get(i) == Some(&true);
         }
     }
-    let mut groups: Vec<Group> = groups
+    let groups = groups
         .into_iter()
         .map(|(look, group)| Group {
             shape: looks.describe(look),
@@ -99,12 +142,7 @@ pub fn group(
             ..group
         })
         .collect();
-    groups.sort_by(|a, b| {
-        let bytes = |g: &Group| g.totals.bytes.saturating_add(g.indirect.bytes);
-        let order = bytes(b).cmp(&bytes(a));
-        order.then_with(|| a.addresses.cmp(&b.addresses))
-    });
-    groups
+    (groups, of_block)
 }
 
 impl Group {

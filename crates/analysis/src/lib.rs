@@ -12,6 +12,7 @@
 pub mod garbage;
 pub mod groups;
 pub mod growth;
+pub mod holders;
 pub mod mappings;
 pub mod mark;
 pub mod records;

@@ -142,6 +142,10 @@ pub const CHECK_SECTIONS: &[Section] = &[
                 "leakscope check --show all 4711",
                 "what it holds, by type and shape, too",
             ),
+            (
+                "leakscope check --largest 4711",
+                "what keeps most of its memory",
+            ),
         ],
     ),
 ];
@@ -218,6 +222,12 @@ pub struct Check {
     /// From one look to the next [default: a quarter of --wait]
     #[arg(long, value_name = "TIME", value_parser = duration::parse, requires = "wait", help_heading = LOOK)]
     pub every: Option<Duration>,
+
+    /// Say which N blocks and kinds of blocks keep most: what would be freed
+    /// with them, and who holds them [default N: 10]
+    #[arg(long, value_name = "N", num_args = 0..=1, require_equals = true, default_missing_value = "10")]
+    #[arg(help_heading = ASKED)]
+    pub largest: Option<usize>,
 
     /// Interior pointers that hold a block like a pointer to its start:
     /// multipleinheritance, newarray, length64, stdstring, rust-rc,
@@ -434,6 +444,7 @@ pub struct RunOptions {
 const RESULT: &str = "Result";
 const SHOW: &str = "What is shown";
 const RECORD: &str = "What is recorded";
+const ASKED: &str = "Who holds what";
 const LOOK: &str = "How it looks";
 const SYMBOLS: &str = "Names and lines";
 

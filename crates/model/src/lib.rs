@@ -8,11 +8,13 @@
 //! the recorder knows).
 
 mod addr;
+mod holder;
 mod live;
 pub mod quantity;
 mod report;
 
 pub use addr::{Addr, Range};
+pub use holder::{Holder, HolderRoot, HolderStep, Largest, Retaining, RootKind};
 pub use live::{
     Family, FdRecord, FreeSite, HeapTotals, LiveBlock, LiveMapping, LiveTable, LossCounters,
     ModuleId, RawFrame, RecordedError, RecordedErrorKind, RecordedModule, RootHints, StackId,

@@ -197,6 +197,8 @@ pub struct Leak {
     pub content: Option<Content>,
     /// How the record changed between looks; `None` after a single one.
     pub growth: Option<Growth>,
+    /// Who holds the blocks; `None` where nobody does, or nobody asked.
+    pub holder: Option<crate::Holder>,
 }
 
 /// Change of a record from the first look to the last.
@@ -495,6 +497,8 @@ pub struct ProcessReport {
     pub loss: LossSummary,
     /// All loss records of every kind, largest first.
     pub leaks: Vec<Leak>,
+    /// What retains most; `None` where nobody asked.
+    pub largest: Option<crate::Largest>,
     /// Mapping records.
     pub mappings: Vec<MappingLeak>,
     /// Wrong releases and descriptors.

@@ -65,6 +65,7 @@ pub(crate) fn section(
         watched: None,
         loss: found.loss,
         leaks: found.leaks,
+        largest: None,
         mappings,
         errors,
         coverage: judgement.coverage,
@@ -108,6 +109,7 @@ pub(crate) fn unrecorded(process: Unrecorded) -> ProcessReport {
         watched: None,
         loss: LossSummary::default(),
         leaks: Vec::new(),
+        largest: None,
         mappings: Vec::new(),
         errors: Vec::new(),
         coverage: Coverage {

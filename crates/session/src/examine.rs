@@ -9,7 +9,9 @@ mod core;
 mod ending;
 mod environs;
 mod forked;
+mod holders;
 mod looks;
+mod modules;
 mod recorded;
 mod snapshot;
 mod sparse;
@@ -19,6 +21,7 @@ mod watch;
 pub use self::core::{CoreOptions, check_core};
 pub(crate) use ending::at_end;
 pub use environs::find_process;
+pub use holders::HolderOptions;
 pub use snapshot::{Saved, SnapshotError, snapshot};
 
 use std::fmt;
@@ -26,10 +29,11 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use leakscope_analysis::garbage;
-use leakscope_analysis::groups::{Group, Looks, Type, group};
-use leakscope_analysis::mark::{Heuristics, Inside, Marked, mark_inside};
+use leakscope_analysis::groups::{Group, Looks, Type, group_with_members};
+use leakscope_analysis::holders::HolderInput;
+use leakscope_analysis::mark::{Heuristics, Inside, Marked, Pointers, mark_keeping};
 use leakscope_analysis::residence::residence;
-use leakscope_analysis::roots::{self, RootInput, RootSwitches};
+use leakscope_analysis::roots::{self, RootInput, RootPlan, RootSwitches};
 use leakscope_analysis::verdict;
 use leakscope_heap::cpython::{Objects, Unlinked};
 use leakscope_heap::{Heaps, glibc};
@@ -40,6 +44,7 @@ use leakscope_model::{
 };
 use leakscope_proc::{ProcRoot, Process};
 
+use holders::{Baseline, Grouped};
 use usage::Usage;
 
 use crate::Word;
@@ -67,6 +72,8 @@ pub struct CheckOptions {
     pub wait: Duration,
     /// From one look to the next, at least.
     pub every: Duration,
+    /// Of which records it is said who holds them.
+    pub holders: HolderOptions,
 }
 
 /// How memory is read.
@@ -129,6 +136,7 @@ pub fn check(
 fn look(
     options: &CheckOptions,
     process: &Process,
+    before: Option<&Baseline>,
     progress: &mut dyn FnMut(Word<'_>),
 ) -> Result<ProcessReport, CheckError> {
     let facts = environs::facts(process);
@@ -137,17 +145,30 @@ fn look(
         Some(Err(notice)) => Some(notice),
         None => None,
     };
+    let asked = Asked {
+        holders: &options.holders,
+        before,
+    };
     let mut found = match options.mode {
-        Mode::Auto => match forked::forked(options, process, progress)? {
+        Mode::Auto => match forked::forked(options, process, &asked, progress)? {
             Ok(found) => found,
-            Err(why) => forked::instead(&why, stopped(options, process, progress)?),
+            Err(why) => forked::instead(&why, stopped(options, process, &asked, progress)?),
         },
-        Mode::Fork => forked::forked(options, process, progress)?.map_err(forked::refused)?,
-        Mode::Stop => stopped(options, process, progress)?,
-        Mode::Racing => looks::racing(options, process, progress)?,
+        Mode::Fork => {
+            forked::forked(options, process, &asked, progress)?.map_err(forked::refused)?
+        }
+        Mode::Stop => stopped(options, process, &asked, progress)?,
+        Mode::Racing => looks::racing(options, process, &asked, progress)?,
     };
     found.notices.extend(unreadable);
     Ok(section(options.content, facts, found))
+}
+
+/// What is to be found out besides what is lost.
+struct Asked<'a> {
+    holders: &'a HolderOptions,
+    /// What an earlier look saw.
+    before: Option<&'a Baseline>,
 }
 
 /// What was found while memory was at hand.
@@ -163,6 +184,7 @@ struct Found {
 fn stopped(
     options: &CheckOptions,
     process: &Process,
+    asked: &Asked<'_>,
     progress: &mut dyn FnMut(Word<'_>),
 ) -> Result<Found, CheckError> {
     let mut look = 1;
@@ -189,7 +211,7 @@ fn stopped(
             continue;
         }
         let judged = judge(&options.heuristics, memory, threads, heaps);
-        let picture = Picture::of(memory, judged, usage.as_ref(), look);
+        let picture = Picture::of(memory, threads, judged, usage.as_ref(), look, asked);
         let skipped = stopped.skipped().len() as u64;
         pause += stopped.release();
         let mut notices = Vec::new();
@@ -218,6 +240,7 @@ struct Picture {
     roots: RootCounts,
     groups: Vec<Group>,
     types: Vec<Type>,
+    holders: holders::Unnamed,
     residence: Option<Residence>,
     runtimes: Vec<Notice>,
     looks: u64,
@@ -228,24 +251,51 @@ struct Judged {
     heaps: Heaps,
     blocks: Vec<LiveBlock>,
     marked: Marked,
-    roots: RootCounts,
+    plan: RootPlan,
+    pointers: Option<Pointers>,
     objects: Objects,
     /// What a collector will free, so that it is no leak.
     garbage: KindTotals,
 }
 
 impl Picture {
-    fn of(memory: &dyn MemoryReader, judged: Judged, usage: Option<&Usage>, looks: u64) -> Picture {
+    fn of(
+        memory: &dyn MemoryReader,
+        threads: &[ThreadState],
+        judged: Judged,
+        usage: Option<&Usage>,
+        looks: u64,
+        asked: &Asked<'_>,
+    ) -> Picture {
         let Judged {
             heaps,
             blocks,
             marked,
-            roots,
+            plan,
+            pointers,
             objects,
             garbage,
         } = judged;
         let mut beginnings = Looks::new(memory, heaps.extents()).with_objects(&objects);
-        let groups = group(memory, &blocks, &marked, &mut beginnings);
+        let (groups, of_block) = group_with_members(memory, &blocks, &marked, &mut beginnings);
+        let grouped = Grouped {
+            groups: &groups,
+            of_block: &of_block,
+            types: beginnings.types(),
+        };
+        let wanted = holders::wanted(asked.holders, &grouped, asked.before);
+        let unlinked = Unlinked::new(memory, &objects.links);
+        let holders = pointers.as_ref().map(|pointers| {
+            let input = HolderInput {
+                memory: &unlinked,
+                threads,
+                blocks: &blocks,
+                marked: &marked,
+                plan: &plan,
+                pointers,
+            };
+            holders::find(&input, &grouped, asked.holders, wanted)
+        });
         let residence = usage.map(|usage| {
             let resident = |range| usage.resident(range);
             residence(&usage.mapped, &heaps, &blocks, &marked.kinds, resident)
@@ -253,6 +303,7 @@ impl Picture {
         Picture {
             residence,
             types: beginnings.types().to_vec(),
+            holders: holders.unwrap_or_default(),
             runtimes: environs::runtimes(
                 memory.map(),
                 usage.map_or(0, Usage::unknown),
@@ -263,7 +314,7 @@ impl Picture {
             heaps,
             blocks,
             marked,
-            roots,
+            roots: plan.counts,
             groups,
             looks,
         }
@@ -301,7 +352,7 @@ fn judge(
         offsets: &objects.offsets,
         words: &objects.aliases,
     };
-    let mut marked = mark_inside(&unlinked, &blocks, &plan, heuristics, inside);
+    let (mut marked, pointers) = mark_keeping(&unlinked, &blocks, &plan, heuristics, inside);
     let garbage = garbage::take_out(&unlinked, &blocks, &objects, &mut marked);
     // Other allocators' parts that do not agree are roots.
     if !heaps.malloc.is_consistent() {
@@ -311,7 +362,8 @@ fn judge(
         heaps,
         blocks,
         marked,
-        roots: plan.counts,
+        plan,
+        pointers,
         objects,
         garbage,
     }
@@ -335,6 +387,9 @@ fn section(content: bool, facts: environs::Facts, found: Found) -> ProcessReport
         notices.push(looks::doubtful(heaps, picture.looks));
     }
     notices.extend(picture.runtimes);
+    let mut leaks = looks::records(content, picture.groups, &picture.types);
+    let named = holders::name(picture.holders, &facts.files, &mut leaks);
+    notices.extend(named.notices);
     ProcessReport {
         pid: facts.pid,
         parent_pid: facts.parent,
@@ -350,7 +405,8 @@ fn section(content: bool, facts: environs::Facts, found: Found) -> ProcessReport
         residence: picture.residence,
         watched: None,
         loss,
-        leaks: looks::records(content, picture.groups, &picture.types),
+        leaks,
+        largest: named.largest,
         mappings: Vec::new(),
         errors: Vec::new(),
         coverage: Coverage {

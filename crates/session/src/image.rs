@@ -240,6 +240,11 @@ fn meet(supervisor: &Supervisor, hello: &Hello, order: usize) -> io::Result<(Arc
     Ok((Arc::new(image), file))
 }
 
+/// True when the process's root directory is not ours.
+pub(crate) fn has_other_root(pid: u32) -> bool {
+    foreign_root(pid).is_some()
+}
+
 /// The process's root directory, if it is not ours.
 fn foreign_root(pid: u32) -> Option<File> {
     use std::os::unix::fs::MetadataExt;

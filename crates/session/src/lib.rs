@@ -33,8 +33,8 @@ mod signals;
 mod supervisor;
 
 pub use examine::{
-    CheckError, CheckOptions, CoreOptions, Mode, Saved, SnapshotError, check, check_core,
-    find_process, snapshot,
+    CheckError, CheckOptions, CoreOptions, HolderOptions, Mode, Saved, SnapshotError, check,
+    check_core, find_process, snapshot,
 };
 pub use leakscope_tracee::CoreTarget;
 pub use options::{Follow, RunError, RunErrorKind, RunOptions, RunOutcome, SymbolOptions};

@@ -37,4 +37,4 @@ mod symtab;
 pub use demangle::type_name;
 pub use fuzz::lookup_everything;
 pub use options::{Debuginfod, Options};
-pub use symbolizer::Symbolizer;
+pub use symbolizer::{Symbolizer, Variable};

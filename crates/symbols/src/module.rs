@@ -33,6 +33,8 @@ pub(crate) struct Named {
 #[derive(Default)]
 pub(crate) struct Files {
     symbols: Symbols,
+    /// Where they are wanted.
+    variables: Option<Symbols>,
     debug: Option<Debug>,
     names: Names,
     /// True when there is a full symbol table.
@@ -54,6 +56,9 @@ impl Files {
     fn add_symbols(&mut self, elf: &Elf) {
         self.symtab |= elf.has_symtab();
         self.symbols.add(elf);
+        if let Some(variables) = &mut self.variables {
+            variables.add(elf);
+        }
         // Fedora's stripped files keep a packed ELF file with the symbols
         // that `.dynsym` lacks.
         let mini = elf
@@ -65,6 +70,26 @@ impl Files {
             self.symtab |= mini.has_symtab();
             self.symbols.add(&mini);
         }
+    }
+
+    fn finish(&mut self) {
+        self.symbols.finish();
+        if let Some(variables) = &mut self.variables {
+            variables.finish();
+        }
+    }
+
+    fn memory(&self) -> u64 {
+        let variables = self.variables.as_ref().map_or(0, Symbols::memory);
+        self.symbols.memory() + variables
+    }
+
+    /// Readable name of the variable around `at`, and how far inside it `at`
+    /// is.
+    pub(crate) fn variable(&mut self, at: u64) -> Option<(String, u64)> {
+        let (name, inside) = self.variables.as_ref()?.within(at)?;
+        let (readable, _) = self.names.of(name);
+        Some((readable, inside))
     }
 
     /// The functions around `at`, inlined ones first; at least one entry,
@@ -147,6 +172,8 @@ pub(crate) struct Opener<'o> {
     pub notices: &'o mut Vec<Notice>,
     /// Bytes left for symbol tables and copies of debug sections.
     pub room: &'o mut u64,
+    /// Names of variables are wanted.
+    pub variables: bool,
 }
 
 /// A module and what was found for it.
@@ -182,7 +209,10 @@ impl Module {
         let mut module = Module {
             shown,
             path: own_path,
-            files: Files::default(),
+            files: Files {
+                variables: opener.variables.then(Symbols::variables),
+                ..Files::default()
+            },
             told_limit: false,
         };
         if Module::is_fileless(recorded) {
@@ -247,8 +277,8 @@ impl Module {
             *opener.room = opener.room.saturating_sub(debug.copied());
             module.files.debug = Some(debug);
         }
-        module.files.symbols.finish();
-        *opener.room = opener.room.saturating_sub(module.files.symbols.memory());
+        module.files.finish();
+        *opener.room = opener.room.saturating_sub(module.files.memory());
         module
     }
 
@@ -308,6 +338,11 @@ impl Module {
     /// True when neither debug information nor a full symbol table was found.
     pub(crate) fn lacks_symbols(&self) -> bool {
         self.files.debug.is_none() && !self.files.symtab
+    }
+
+    /// The variable around `at`, an address in the ELF file.
+    pub(crate) fn variable(&mut self, at: u64) -> Option<(String, u64)> {
+        self.files.variable(at)
     }
 
     /// The functions around the call that returns to `pc`, an address in the

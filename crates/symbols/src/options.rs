@@ -11,6 +11,8 @@ use leakscope_model::ModuleId;
 pub struct Options {
     /// False: no file is opened, frames are module and offset only.
     pub enabled: bool,
+    /// Names of variables are wanted, besides those of functions.
+    pub variables: bool,
     /// Where separate debug files are looked for, in this order and before
     /// `/usr/lib/debug`, which is always tried.
     pub debug_dirs: Vec<PathBuf>,
@@ -33,6 +35,7 @@ impl Default for Options {
     fn default() -> Options {
         Options {
             enabled: true,
+            variables: false,
             debug_dirs: Vec::new(),
             source_root: None,
             root: None,

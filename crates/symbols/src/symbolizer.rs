@@ -43,6 +43,15 @@ pub struct Symbolizer {
 /// Path and build id.
 type FileKey = (Vec<u8>, Option<Vec<u8>>);
 
+/// A variable around an address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Variable {
+    /// Demangled name.
+    pub name: String,
+    /// How far inside it the address is, bytes.
+    pub inside: u64,
+}
+
 impl Symbolizer {
     /// For the modules of a [`leakscope_model::LiveTable`]; `RawFrame::module`
     /// is an index into them. Opens nothing yet.
@@ -81,6 +90,19 @@ impl Symbolizer {
             out.extend_from_slice(&self.resolve_shared(frame));
         }
         out
+    }
+
+    /// The variable at an address of the running process, which lies in that
+    /// module. Needs [`Options::variables`].
+    pub fn variable(&mut self, module: ModuleId, at: Addr) -> Option<Variable> {
+        let recorded = self.recorded.get(usize::from(module.0))?;
+        let offset = at.0.wrapping_sub(recorded.bias);
+        if !self.options.enabled {
+            return None;
+        }
+        let index = self.open_module(module);
+        let (name, inside) = self.modules.get_mut(index)?.variable(offset)?;
+        Some(Variable { name, inside })
     }
 
     /// What the reader of the names should know; grows as frames are
@@ -201,6 +223,7 @@ impl Symbolizer {
                         server: self.server.as_mut(),
                         notices: &mut self.notices,
                         room: &mut self.room,
+                        variables: self.options.variables,
                     },
                 );
                 if module.lacks_symbols() && !Module::is_fileless(recorded) {

@@ -1,4 +1,4 @@
-//! Symbol tables: which function contains an address.
+//! Symbol tables: which function, or which variable, contains an address.
 //!
 //! ```text
 //! symbol, 24 bytes: u32 name (offset in the string table), u8 info
@@ -29,7 +29,9 @@ const EXPORTED: u8 = 1;
 
 const STB_LOCAL: u8 = 0;
 const STT_NOTYPE: u8 = 0;
+const STT_OBJECT: u8 = 1;
 const STT_FUNC: u8 = 2;
+const STT_COMMON: u8 = 5;
 const STT_GNU_IFUNC: u8 = 10;
 
 #[derive(Clone, Copy, Debug)]
@@ -48,15 +50,34 @@ impl Symbol {
     }
 }
 
-/// All functions that the symbol tables of one module name.
+/// What a table of symbols is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Of {
+    /// Code.
+    #[default]
+    Functions,
+    /// Data.
+    Variables,
+}
+
+/// All functions, or all variables, that the symbol tables of one module name.
 #[derive(Default)]
 pub(crate) struct Symbols {
+    of: Of,
     symbols: Vec<Symbol>,
     names: Vec<u8>,
 }
 
 impl Symbols {
-    /// Adds the functions of all symbol tables in `elf`: `.symtab`, which has
+    /// An empty table of variables.
+    pub(crate) fn variables() -> Symbols {
+        Symbols {
+            of: Of::Variables,
+            ..Symbols::default()
+        }
+    }
+
+    /// Adds the functions (or variables) of all symbol tables in `elf`: `.symtab`, which has
     /// all, or else `.dynsym`, which has the exported ones.
     pub(crate) fn add(&mut self, elf: &Elf) {
         let kind = if elf.has_symtab() {
@@ -76,8 +97,10 @@ impl Symbols {
             };
             let base = self.names.len() as u64;
             let before = self.symbols.len();
-            self.symbols
-                .extend(rows.chunks_exact(24).filter_map(|row| function(row, base)));
+            self.symbols.extend(
+                rows.chunks_exact(24)
+                    .filter_map(|row| symbol(row, base, self.of)),
+            );
             if self.symbols.len() > before {
                 self.names.extend_from_slice(&strings);
                 // A later table's names must not continue this one's.
@@ -88,7 +111,7 @@ impl Symbols {
 
     /// Must be called after the last [`Symbols::add`].
     pub(crate) fn finish(&mut self) {
-        let Symbols { symbols, names } = self;
+        let Symbols { symbols, names, .. } = self;
         symbols.sort_unstable_by_key(|s| s.start);
         symbols.dedup_by(|later, first| {
             let same = later.start == first.start;
@@ -121,6 +144,13 @@ impl Symbols {
         self.around(at)
             .filter(|s| s.is_exported())
             .and_then(|s| self.name(s))
+    }
+
+    /// The name of the variable or function around `at`, and how far inside
+    /// it `at` is.
+    pub(crate) fn within(&self, at: u64) -> Option<(&[u8], u64)> {
+        let symbol = self.around(at)?;
+        Some((self.name(symbol)?, at - symbol.start))
     }
 
     fn around(&self, at: u64) -> Option<&Symbol> {
@@ -175,15 +205,20 @@ fn preference<'n>(names: &'n [u8], symbol: &Symbol) -> Preference<'n> {
     )
 }
 
-fn function(row: &[u8], names: u64) -> Option<Symbol> {
+fn symbol(row: &[u8], names: u64, of: Of) -> Option<Symbol> {
     let info = *row.get(4)?;
     let kind = info & 0xf;
     let defined = u16_at(row, 6)? != 0;
     let start = u64_at(row, 8)?;
-    if !defined || start == 0 || !matches!(kind, STT_NOTYPE | STT_FUNC | STT_GNU_IFUNC) {
+    let size = u64_at(row, 16)?;
+    let fits = match of {
+        Of::Functions => matches!(kind, STT_NOTYPE | STT_FUNC | STT_GNU_IFUNC),
+        // Without a size it is one of the linker's marks.
+        Of::Variables => matches!(kind, STT_OBJECT | STT_COMMON) && size > 0,
+    };
+    if !defined || start == 0 || !fits {
         return None;
     }
-    let size = u64_at(row, 16)?;
     let mut rank = 0;
     if kind != STT_NOTYPE {
         rank |= TYPED;
@@ -212,13 +247,14 @@ mod tests {
         row.extend([info, 0, 7, 0]);
         row.extend(start.to_le_bytes());
         row.extend(size.to_le_bytes());
-        function(&row, 0).unwrap()
+        symbol(&row, 0, Of::Functions).unwrap()
     }
 
     #[test]
     fn the_function_around_an_address() {
         let mut s = Symbols {
             names: b"\0outer\0inner\0label\0weak\0global\0".to_vec(),
+            of: Of::Functions,
             symbols: vec![
                 row(1, 0x02, 0x100, 0x100),
                 row(7, 0x02, 0x140, 0x10),
@@ -240,6 +276,32 @@ mod tests {
         assert_eq!(s.exported(0x30f), Some(&b"weak"[..]));
         assert_eq!(s.exported(0x100), None);
         assert_eq!(s.starting(0x301), None);
+    }
+
+    #[test]
+    fn variables_are_objects_with_a_size() {
+        let mut bytes = Vec::new();
+        for (name, info, start, size) in [
+            (1u32, 0x01, 0x4000_u32, 0x18u64), // local object
+            (7, 0x12, 0x4000, 0x40),           // function
+            (13, 0x10, 0x4018, 0),             // the linker's mark
+            (19, 0x11, 0x4020, 8),             // exported object
+        ] {
+            bytes.extend(name.to_le_bytes());
+            bytes.extend([info, 0, 7, 0]);
+            bytes.extend(u64::from(start).to_le_bytes());
+            bytes.extend(size.to_le_bytes());
+        }
+        let mut s = Symbols::variables();
+        s.names = b"\0cache\0outer\0_end_\0table\0".to_vec();
+        s.symbols
+            .extend(bytes.chunks_exact(24).filter_map(|r| symbol(r, 0, s.of)));
+        s.finish();
+        assert_eq!(s.within(0x4000), Some((&b"cache"[..], 0)));
+        assert_eq!(s.within(0x4017), Some((&b"cache"[..], 0x17)));
+        assert_eq!(s.within(0x4018), None);
+        assert_eq!(s.within(0x4027), Some((&b"table"[..], 7)));
+        assert_eq!(s.within(0x4028), None);
     }
 
     /// The names that glibc 2.36 has for one address, in every order.

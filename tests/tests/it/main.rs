@@ -7,6 +7,7 @@
 mod check;
 mod command;
 mod forked;
+mod holders;
 mod pools;
 mod programs;
 mod real;
@@ -23,6 +24,7 @@ fn main() {
     trials.extend(forked::trials());
     trials.extend(recorded::trials());
     trials.extend(pools::trials());
+    trials.extend(holders::trials());
     libtest_mimic::run(&arguments, trials).exit();
 }
 

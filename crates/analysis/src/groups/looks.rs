@@ -127,7 +127,12 @@ impl<'a> Looks<'a> {
             return Look::Object(at);
         }
         let class = size_class(size);
-        if begin.first().is_some_and(|first| *first as u8 >= b'\t') && is_text(begin, size) {
+        // Some addresses read as characters.
+        if let Some(first) = begin.first()
+            && *first as u8 >= b'\t'
+            && is_text(begin, size)
+            && !within(&self.heaps, *first)
+        {
             return Look::Text(class);
         }
         let mut told = [Word::None; TOLD];

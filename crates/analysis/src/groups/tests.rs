@@ -209,3 +209,25 @@ fn unreadable_blocks_and_strange_pointers_are_no_matter() {
     assert_eq!(groups.iter().map(|g| g.totals.blocks).sum::<u64>(), 5);
     assert!(types.is_empty());
 }
+
+#[test]
+fn an_address_that_reads_as_text_is_an_address() {
+    let mut memory = memory();
+    let target = HEAP + 0x4140;
+    assert!(
+        target
+            .to_le_bytes()
+            .iter()
+            .take(6)
+            .all(u8::is_ascii_graphic)
+    );
+    memory.words(HEAP, &[target, 0]);
+    memory.words(HEAP + 0x80, &[0x40_4040_4040]);
+    let blocks = [(HEAP, 24), (HEAP + 0x80, 24)];
+    let (groups, _) = grouped(&memory, &blocks, &[Reachable, Reachable]);
+    let shapes: Vec<&str> = groups.iter().map(|g| g.shape.as_str()).collect();
+    assert_eq!(
+        shapes,
+        ["24 bytes: heap pointer, zero, zero", "text, 24 bytes"]
+    );
+}

@@ -26,14 +26,14 @@ const INNER: u32 = 1 << 31;
 
 /// A word inside a block, and the block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Inner {
+pub(crate) struct Inner {
     pub word: u64,
     pub block: u32,
 }
 
 /// A pointer to another block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Pointer {
+pub(crate) enum Pointer {
     /// To the start of this block.
     Start(u32),
     /// Elsewhere into it.
@@ -43,7 +43,7 @@ pub(super) enum Pointer {
 /// All pointers of the blocks below [`Graph::covered`]; those of a block to
 /// itself are left out, since they never matter.
 #[derive(Default)]
-pub(super) struct Graph {
+pub(crate) struct Graph {
     /// Where each block's pointers begin in `edges`; they end where the next
     /// block's begin.
     first: Vec<u32>,
@@ -94,6 +94,11 @@ impl Graph {
     /// Number of blocks whose pointers are here: all below it.
     pub fn covered(&self) -> usize {
         self.first.len().saturating_sub(1)
+    }
+
+    /// Number of pointers.
+    pub fn len(&self) -> usize {
+        self.edges.len()
     }
 
     fn bytes(&self) -> usize {

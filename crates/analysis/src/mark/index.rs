@@ -29,7 +29,7 @@ struct Slot {
 
 /// What a word may point to, by its address alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Hit {
+pub(crate) struct Hit {
     /// Index of the last block that starts at or below the address. The
     /// address may still lie behind that block's end unless `start`.
     pub block: u32,
@@ -38,7 +38,7 @@ pub(super) struct Hit {
 }
 
 /// The index. Answers are exact for the blocks that [`indexable`] accepts.
-pub(super) struct Index {
+pub(crate) struct Index {
     /// First address of the first block.
     low: u64,
     /// Length from `low` to the end of the last block.

@@ -41,12 +41,14 @@ pub use inside::Inside;
 
 use crate::mappings::Watch;
 use crate::roots::RootPlan;
-use graph::{Graph, Inner, Pointer};
+use graph::Inner;
+pub(crate) use graph::{Graph, Pointer};
 use heuristics::Judge;
-use index::{Hit, Index};
+pub(crate) use index::{Hit, Index};
 use leakscope_memory::MemoryReader;
 use leakscope_model::{Addr, LiveBlock, LossKind, Range};
-use source::{Peeker, Scanner};
+use source::Peeker;
+pub(crate) use source::{Scanner, extent};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
@@ -110,6 +112,34 @@ pub fn mark_inside(
 ) -> Marked {
     let watch = &mut Watch::default();
     mark_all(memory, blocks, plan, heuristics, inside, watch)
+}
+
+/// Where the pointers of all blocks lead, as the marking found them: kept for
+/// those who ask who holds what.
+pub struct Pointers {
+    pub(crate) index: Index,
+    pub(crate) graph: Graph,
+}
+
+/// The same as [`mark_inside`], and hands over the pointers that it followed.
+/// `None` for blocks that cannot exist as they are.
+pub fn mark_keeping(
+    memory: &dyn MemoryReader,
+    blocks: &[LiveBlock],
+    plan: &RootPlan,
+    heuristics: &Heuristics,
+    inside: Inside<'_>,
+) -> (Marked, Option<Pointers>) {
+    if !index::indexable(blocks) {
+        return (mark_inside(memory, blocks, plan, heuristics, inside), None);
+    }
+    let how = How {
+        heuristics: *heuristics,
+        inside,
+        limit: graph::LIMIT,
+    };
+    let (marked, pointers) = judge_keeping(memory, blocks, plan, how, &mut Watch::default());
+    (marked, Some(pointers))
 }
 
 /// The same; `watch` is told of every word of roots and blocks that may point
@@ -211,6 +241,16 @@ fn judge(
     how: How<'_>,
     watch: &mut Watch,
 ) -> Marked {
+    judge_keeping(memory, blocks, plan, how, watch).0
+}
+
+fn judge_keeping(
+    memory: &dyn MemoryReader,
+    blocks: &[LiveBlock],
+    plan: &RootPlan,
+    how: How<'_>,
+    watch: &mut Watch,
+) -> (Marked, Pointers) {
     let How {
         heuristics,
         inside,
@@ -275,7 +315,7 @@ fn judge(
     marked.scanned_root_bytes = scanned_root_bytes;
     marked.scanned_block_bytes = scanner.tally.scanned;
     marked.unreadable_bytes = scanner.tally.unreadable;
-    marked
+    (marked, Pointers { index, graph })
 }
 
 /// Hands over every aligned word that holds something after the marking:
@@ -326,7 +366,7 @@ pub(crate) fn for_each_holding_word(
 }
 
 /// The part of a range that whole aligned words fill.
-fn aligned(range: &Range) -> Range {
+pub(crate) fn aligned(range: &Range) -> Range {
     let start = range.start.0.checked_next_multiple_of(8);
     Range::new(start.unwrap_or(u64::MAX), range.end.0 & !7)
 }
@@ -514,7 +554,7 @@ fn holding(blocks: &[LiveBlock], hit: Hit, word: u64) -> Option<Addr> {
     (word - block.addr.0 < block.size).then_some(block.addr)
 }
 
-fn is_inside(blocks: &[LiveBlock], hit: Hit, word: u64) -> bool {
+pub(crate) fn is_inside(blocks: &[LiveBlock], hit: Hit, word: u64) -> bool {
     hit.start
         || blocks
             .get(hit.block as usize)

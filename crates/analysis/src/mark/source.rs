@@ -21,7 +21,7 @@ const PEEKED_PAGES: usize = 4096;
 
 /// How much was scanned, and what could not be read of it. Bytes.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Tally {
+pub(crate) struct Tally {
     pub scanned: u64,
     pub unreadable: u64,
 }
@@ -94,7 +94,7 @@ fn next_region(map: &MemoryMap, at: u64) -> u64 {
 
 /// Length of a block's part that is its own: to its end, or to the next
 /// block where the records contradict each other.
-pub(super) fn extent(blocks: &[LiveBlock], at: u32) -> (u64, u64) {
+pub(crate) fn extent(blocks: &[LiveBlock], at: u32) -> (u64, u64) {
     let at = at as usize;
     let Some(block) = blocks.get(at) else {
         return (0, 0);
@@ -107,7 +107,7 @@ pub(super) fn extent(blocks: &[LiveBlock], at: u32) -> (u64, u64) {
 }
 
 /// Reads blocks and ranges.
-pub(super) struct Scanner<'a> {
+pub(crate) struct Scanner<'a> {
     memory: &'a dyn MemoryReader,
     blocks: &'a [LiveBlock],
     buffer: Stretch,

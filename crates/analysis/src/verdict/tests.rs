@@ -33,6 +33,7 @@ fn process() -> ProcessReport {
             ..LossSummary::default()
         },
         leaks: Vec::new(),
+        largest: None,
         mappings: Vec::new(),
         errors: Vec::new(),
         coverage: Coverage {
@@ -86,6 +87,7 @@ fn leak(kind: LossKind, bytes: u64, blocks: u64, indirect: u64, stack: Vec<Frame
         estimate: None,
         content: None,
         growth: None,
+        holder: None,
     }
 }
 

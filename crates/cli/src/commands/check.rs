@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use leakscope_model::Report;
-use leakscope_session::{CheckOptions, CoreOptions};
+use leakscope_session::{CheckOptions, CoreOptions, HolderOptions};
 
 use crate::args::{self, Mode};
 use crate::commands::delivery::{Delivery, Stream};
@@ -17,6 +17,11 @@ use crate::progress::Progress;
 /// # Errors
 /// When it cannot be examined, or the report not be written.
 pub fn check(args: args::Check) -> Result<u8, Failure> {
+    let holders = HolderOptions {
+        kinds: args.report.show.list(),
+        top: args.report.top,
+        largest: args.largest,
+    };
     let delivery = Delivery::new(args.report, Stream::Stdout)?;
     let own = |e: leakscope_session::CheckError| Failure::own(e.to_string());
     let pid = match (&args.pid, &args.name) {
@@ -29,6 +34,7 @@ pub fn check(args: args::Check) -> Result<u8, Failure> {
                     exe: args.exe,
                     heuristics: args.interior_heuristics,
                     content: !args.no_content,
+                    holders,
                 };
                 let report = leakscope_session::check_core(&options).map_err(own)?;
                 return deliver(&delivery, report);
@@ -50,6 +56,7 @@ pub fn check(args: args::Check) -> Result<u8, Failure> {
         show: delivery.view.kinds.list(),
         wait: args.wait,
         every: args.every.unwrap_or(args.wait / 4),
+        holders,
     };
     let mut progress = Progress::new(delivery.progress, delivery.view.quiet);
     let report = leakscope_session::check(&options, &mut |what| progress.show(what));

@@ -5,6 +5,7 @@
 //! this file and borrow from the report, so nothing is copied: the writer
 //! receives the bytes as they are made.
 
+mod holders;
 mod layout;
 
 use std::io::{self, Write as _};
@@ -18,6 +19,7 @@ use leakscope_model::{
 use serde::ser::{Serialize, Serializer};
 
 use crate::{Options, Sink};
+use holders::{HolderShape, LargestShape};
 use layout::Layout;
 
 /// The name of the schema.
@@ -161,6 +163,7 @@ struct ProcessShape<'a> {
     watched: Option<WatchedShape>,
     loss: LossShape,
     leaks: List<'a, Leak, LeakShape<'a>>,
+    largest: Option<LargestShape<'a>>,
     mappings: List<'a, MappingLeak, MappingShape<'a>>,
     errors: List<'a, ErrorRecord, ErrorShape<'a>>,
     coverage: CoverageShape<'a>,
@@ -184,6 +187,7 @@ impl<'a> From<&'a ProcessReport> for ProcessShape<'a> {
             watched: p.watched.map(WatchedShape::from),
             loss: (&p.loss).into(),
             leaks: list(&p.leaks),
+            largest: p.largest.as_ref().map(LargestShape::from),
             mappings: list(&p.mappings),
             errors: list(&p.errors),
             coverage: (&p.coverage).into(),
@@ -334,6 +338,7 @@ struct LeakShape<'a> {
     estimate: Option<EstimateShape>,
     content: Option<ContentShape<'a>>,
     growth: Option<GrowthShape>,
+    holder: Option<HolderShape<'a>>,
 }
 
 impl<'a> From<&'a Leak> for LeakShape<'a> {
@@ -360,6 +365,7 @@ impl<'a> From<&'a Leak> for LeakShape<'a> {
             estimate: l.estimate.as_ref().map(EstimateShape::from),
             content: l.content.as_ref().map(ContentShape::from),
             growth: l.growth.map(GrowthShape::from),
+            holder: l.holder.as_ref().map(HolderShape::from),
         }
     }
 }

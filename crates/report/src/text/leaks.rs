@@ -4,6 +4,7 @@ use std::io;
 
 use leakscope_model::{Content, Leak, LossKind, MappingLeak, ProcessReport, quantity};
 
+use super::holders;
 use super::page::Page;
 use super::stack;
 use crate::options::{selected, total_blocks, total_bytes};
@@ -102,6 +103,9 @@ fn record(
     }
     if let Some(content) = &leak.content {
         grew(page, process, leak)?;
+        if let Some(holder) = &leak.holder {
+            holders::held_by(page, holder)?;
+        }
         return holds(page, leak, content);
     }
     stack::write(page, 4, &leak.stack, options)?;

@@ -4,6 +4,7 @@
 //! before it is painted, so each escape character in the output is ours.
 
 mod errors;
+mod holders;
 mod leaks;
 mod next;
 mod page;
@@ -72,6 +73,7 @@ fn is_telling(process: &ProcessReport, options: &Options) -> bool {
         || leaks::shown_mappings(process, options).next().is_some()
         || process.errors.iter().any(|e| e.code != ErrorCode::FdLeak)
         || (options.fds && !process.errors.is_empty())
+        || process.largest.is_some()
 }
 
 fn section(
@@ -91,6 +93,9 @@ fn section(
         process::residence(page, residence)?;
     }
     leaks::records(page, process, options)?;
+    if let Some(largest) = &process.largest {
+        holders::largest(page, largest)?;
+    }
     leaks::mappings(page, process, options)?;
     errors::wrong_frees(page, process, options)?;
     errors::descriptors(page, process, options)?;

@@ -3,9 +3,10 @@
 
 use leakscope_model::{
     Addr, Command, Consistency, Content, Coverage, ErrorCode, ErrorRecord, ExitKind, Family, Frame,
-    FreeSiteLine, HeapCheck, HeapSummary, KindTotals, Leak, Lifetime, LossKind, LossSummary,
-    MappingLeak, Notice, OtherHeap, ProcessReport, Report, Residence, Retained, RootCounts,
-    SampleEstimate, SuppressionUse, Verdict, VerdictStatus,
+    FreeSiteLine, HeapCheck, HeapSummary, Holder, HolderRoot, HolderStep, KindTotals, Largest,
+    Leak, Lifetime, LossKind, LossSummary, MappingLeak, Notice, OtherHeap, ProcessReport, Report,
+    Residence, Retained, Retaining, RootCounts, RootKind, SampleEstimate, SuppressionUse, Verdict,
+    VerdictStatus,
 };
 
 /// Where the sample programs' sources lie.
@@ -90,6 +91,7 @@ fn leak(id: &str, kind: LossKind, bytes: u64, blocks: u64, stack: Vec<Frame>) ->
         estimate: None,
         content: None,
         growth: None,
+        holder: None,
     }
 }
 
@@ -143,6 +145,7 @@ fn process(pid: u32, argv: &[&str]) -> ProcessReport {
             2,
             stack(vec![frame("init_pool", "src/pool.c", 17)]),
         )],
+        largest: None,
         mappings: Vec::new(),
         errors: Vec::new(),
         coverage: coverage(),
@@ -410,6 +413,43 @@ pub fn sampled() -> Report {
 }
 
 /// A running process that nobody prepared.
+fn holder() -> Holder {
+    let step = |at: u64, name: Option<&str>, bytes: u64, offset: Option<u64>| HolderStep {
+        address: Addr(at),
+        bytes,
+        type_name: name.map(str::to_owned),
+        shape: "heap pointer, number".to_owned(),
+        into: 0,
+        offset,
+        skipped: 0,
+    };
+    let mut path = vec![
+        step(0x5555_5555_9000, Some("http::Cache\x1b[31m"), 264, Some(64)),
+        step(0x5555_5555_9110, None, 104, Some(8)),
+        step(0x5555_5555_9180, None, 104, None),
+        step(0x5555_5555_91f0, None, 104, Some(8)),
+        step(0x5555_5555_92a0, None, 1_009, None),
+    ];
+    path[2].skipped = 1_013;
+    path[4].into = 24;
+    Holder {
+        root: HolderRoot {
+            kind: RootKind::Global,
+            address: Some(Addr(0x7f00_1234_5678)),
+            variable: Some("http::cache".to_owned()),
+            offset: Some(8),
+            module: Some("/usr/lib/libhttp.so.3".to_owned()),
+            module_offset: Some(0x4678),
+            thread: None,
+            function: None,
+            mapping: None,
+        },
+        skipped: 0,
+        path,
+        share: 0.75,
+    }
+}
+
 pub fn checked() -> Report {
     let mut p = process(4_013, &["httpd", "--fast"]);
     p.exit = None;
@@ -461,6 +501,20 @@ pub fn checked() -> Report {
     bytes.extend(b"session 4711\x1b[31m");
     sessions.content = content("object with virtual functions", &bytes);
     let mut text = leak("7e87-p", LossKind::Possible, 1_009, 1, Vec::new());
+    text.holder = Some(holder());
+    let retaining = |type_name: Option<&str>, address, own, bytes| Retaining {
+        type_name: type_name.map(str::to_owned),
+        shape: "264 bytes: number\x1b, heap pointer".to_owned(),
+        address,
+        own,
+        retained: totals(bytes, 1_019),
+        holder: Some(holder()),
+    };
+    let at = Some(Addr(0x5555_5555_9000));
+    p.largest = Some(Largest {
+        kinds: vec![retaining(None, None, totals(792, 3), 107_309)],
+        blocks: vec![retaining(Some("http::Cache"), at, totals(264, 1), 106_391)],
+    });
     text.content = content("text, 1009 bytes", b"");
     p.leaks = vec![sessions, text];
     p.coverage.heap_check = Some(HeapCheck {

@@ -137,6 +137,7 @@ fn symbol_options(options: &RunOptions, image: &Image, table: &LiveTable) -> Opt
     }
     Options {
         enabled: !wanted.no_symbols,
+        variables: false,
         debug_dirs: wanted.debug_dirs.clone(),
         source_root: wanted.source_root.clone(),
         root: image.root.as_ref().map(own),
@@ -318,6 +319,7 @@ fn leak(
         estimate: record.estimate,
         content: None,
         growth: None,
+        holder: None,
     }
 }
 

@@ -1,6 +1,6 @@
 //! `leakscope check CORE`: a process that is no more.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use leakscope_analysis::mark::Heuristics;
@@ -11,7 +11,8 @@ use leakscope_memory::MemoryReader;
 use leakscope_model::{Addr, Command, Consistency, ExitKind, Notice, Report, quantity};
 use leakscope_tracee::CoreFile;
 
-use super::{CheckError, Found, Picture, environs, error, judge, section};
+use super::holders::Files;
+use super::{Asked, CheckError, Found, HolderOptions, Picture, environs, error, judge, section};
 
 /// Everything that checking a core file needs to know.
 #[derive(Clone, Debug)]
@@ -26,6 +27,8 @@ pub struct CoreOptions {
     pub heuristics: Heuristics,
     /// Keep the first bytes of an example of each record.
     pub content: bool,
+    /// Of which records it is said who holds them.
+    pub holders: HolderOptions,
 }
 
 /// Examines a core file.
@@ -48,7 +51,11 @@ pub fn check_core(options: &CoreOptions) -> Result<Report, CheckError> {
     let threads = core.threads().to_vec();
     let heaps = leakscope_heap::walk(&core, &threads);
     let judged = judge(&options.heuristics, &core, &threads, heaps);
-    let picture = Picture::of(&core, judged, None, 1);
+    let asked = Asked {
+        holders: &options.holders,
+        before: None,
+    };
+    let picture = Picture::of(&core, &threads, judged, None, 1, &asked);
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let facts = environs::Facts {
         pid: core.pid(),
@@ -58,6 +65,13 @@ pub fn check_core(options: &CoreOptions) -> Result<Report, CheckError> {
             .split_whitespace()
             .map(str::to_owned)
             .collect(),
+        files: Files {
+            root: Some(options.sysroot.clone()).filter(|root| root != Path::new("/")),
+            exe: options
+                .exe
+                .clone()
+                .map(|exe| (core.executable().to_vec(), exe)),
+        },
     };
     let found = Found {
         picture,

@@ -9,7 +9,7 @@ use leakscope_proc::ProcRoot;
 use leakscope_tracee::LiveMemory;
 
 use super::usage::Usage;
-use super::{Found, Picture, environs, judge, section};
+use super::{Asked, Found, HolderOptions, Picture, environs, judge, section};
 
 /// What its heaps tell. All threads stand still before their ends.
 pub(crate) fn at_end(
@@ -28,8 +28,12 @@ pub(crate) fn at_end(
     };
     let heaps = leakscope_heap::walk(memory, threads);
     let judged = judge(heuristics, memory, threads, heaps);
+    let asked = Asked {
+        holders: &HolderOptions::default(),
+        before: None,
+    };
     let found = Found {
-        picture: Picture::of(memory, judged, usage.as_ref(), 1),
+        picture: Picture::of(memory, threads, judged, usage.as_ref(), 1, &asked),
         consistency: Consistency::Stopped,
         pause: began.elapsed(),
         settled: true,

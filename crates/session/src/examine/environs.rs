@@ -10,6 +10,7 @@ use leakscope_memory::{MemoryMap, MemoryReader};
 use leakscope_model::{KindTotals, LiveBlock, Notice, Range, quantity};
 use leakscope_proc::{ErrorKind, ProcRoot, Process};
 
+use super::holders::Files;
 use super::{CheckError, error};
 
 /// Names and parent.
@@ -18,15 +19,22 @@ pub(super) struct Facts {
     pub parent: u32,
     pub exe: String,
     pub argv: Vec<String>,
+    /// Where the names of its variables are.
+    pub files: Files,
 }
 
 pub(super) fn facts(process: &Process) -> Facts {
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
     let argv = process.cmdline().unwrap_or_default();
+    let exe = process.exe().ok();
     Facts {
         pid: process.id(),
         parent: process.stat().map_or(0, |s| s.parent),
-        exe: process.exe().map(text).unwrap_or_default(),
+        files: Files {
+            root: crate::image::has_other_root(process.id()).then(|| process.file("root")),
+            exe: exe.clone().map(|exe| (exe, process.file("exe"))),
+        },
+        exe: exe.map(text).unwrap_or_default(),
         argv: argv.into_iter().map(text).collect(),
     }
 }

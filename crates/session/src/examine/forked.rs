@@ -11,7 +11,7 @@ use leakscope_proc::{ProcRoot, Process, cgroup};
 use leakscope_tracee::{ForkError, Forked};
 
 use super::usage::Usage;
-use super::{BETWEEN_LOOKS, CheckError, CheckOptions, Found, LOOKS, Picture, error, judge};
+use super::{Asked, BETWEEN_LOOKS, CheckError, CheckOptions, Found, LOOKS, Picture, error, judge};
 use crate::Word;
 
 /// Where control groups' limits are.
@@ -30,6 +30,7 @@ const TABLES: u64 = 500;
 pub(super) fn forked(
     options: &CheckOptions,
     process: &Process,
+    asked: &Asked<'_>,
     progress: &mut dyn FnMut(Word<'_>),
 ) -> Result<Result<Found, String>, CheckError> {
     let mut look = 1;
@@ -66,7 +67,7 @@ pub(super) fn forked(
             continue;
         }
         let judged = judge(&options.heuristics, memory, threads, heaps);
-        let picture = Picture::of(memory, judged, usage.as_ref(), look);
+        let picture = Picture::of(memory, threads, judged, usage.as_ref(), look, asked);
         drop(sparse);
         return Ok(Ok(found(picture, forked, pause)));
     }

@@ -21,7 +21,7 @@ use leakscope_proc::Process;
 use leakscope_tracee::LiveMemory;
 
 use super::usage::Usage;
-use super::{CheckError, CheckOptions, Found, Picture, error, judge};
+use super::{Asked, CheckError, CheckOptions, Found, Picture, error, judge};
 use crate::Word;
 
 /// Looks at a running process, at least and at most.
@@ -44,6 +44,7 @@ const COMPARED: usize = 64 << 10;
 pub(super) fn racing(
     options: &CheckOptions,
     process: &Process,
+    asked: &Asked<'_>,
     progress: &mut dyn FnMut(Word<'_>),
 ) -> Result<Found, CheckError> {
     let failed = |e| error(format!("failed to {e}"));
@@ -95,7 +96,7 @@ pub(super) fn racing(
             let now = if settled { now } else { HashMap::new() };
             keep_only(&mut judged.marked, &judged.blocks, &now);
             return Ok(Found {
-                picture: Picture::of(memory, judged, usage.as_ref(), looks),
+                picture: Picture::of(memory, &threads, judged, usage.as_ref(), looks, asked),
                 consistency: Consistency::Racing,
                 pause: Duration::ZERO,
                 settled,
@@ -188,6 +189,14 @@ pub(super) fn summary(blocks: &[LiveBlock], marked: &Marked) -> LossSummary {
     loss
 }
 
+/// A type as people read it.
+pub(super) fn type_name(found: &Type) -> String {
+    match found {
+        Type::Mangled(name) => leakscope_symbols::type_name(name),
+        Type::Python(name) => format!("python {name}"),
+    }
+}
+
 /// Groups as records of the report.
 pub(super) fn records(content: bool, groups: Vec<Group>, types: &[Type]) -> Vec<Leak> {
     let mut names: HashMap<usize, String> = HashMap::new();
@@ -196,10 +205,7 @@ pub(super) fn records(content: bool, groups: Vec<Group>, types: &[Type]) -> Vec<
         .map(|group| {
             let name = group.type_index.and_then(|at| {
                 let found = types.get(at)?;
-                let readable = || match found {
-                    Type::Mangled(name) => leakscope_symbols::type_name(name),
-                    Type::Python(name) => format!("python {name}"),
-                };
+                let readable = || type_name(found);
                 Some(names.entry(at).or_insert_with(readable).clone())
             });
             (group, name)
@@ -231,6 +237,7 @@ pub(super) fn records(content: bool, groups: Vec<Group>, types: &[Type]) -> Vec<
                 preview: if content { group.preview } else { Vec::new() },
             }),
             growth: None,
+            holder: None,
         })
         .collect()
 }

@@ -12,7 +12,7 @@ use signal_hook::SigId;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::low_level::unregister;
 
-use super::{CheckError, CheckOptions, look};
+use super::{CheckError, CheckOptions, holders, look};
 use crate::Word;
 
 /// How often a wait is interrupted to see whether it shall end.
@@ -30,10 +30,11 @@ pub(super) fn over_time(
     process: &Process,
     progress: &mut dyn FnMut(Word<'_>),
 ) -> Result<ProcessReport, CheckError> {
-    let mut section = look(options, process, progress)?;
+    let mut section = look(options, process, None, progress)?;
     if options.wait.is_zero() {
         return Ok(section);
     }
+    let first = holders::baseline(&section.leaks);
     let stop = Interrupted::new();
     let began = Instant::now();
     let mut last = began;
@@ -57,7 +58,10 @@ pub(super) fn over_time(
             break;
         }
         let same = process.stat().map(|s| s.start_time).ok() == start_time;
-        match look(options, process, progress).ok().filter(|_| same) {
+        match look(options, process, Some(&first), progress)
+            .ok()
+            .filter(|_| same)
+        {
             Some(next) => section = next,
             None => {
                 section.notices.push(Notice {

@@ -1,0 +1,104 @@
+//! Who holds a block: a root and the blocks between.
+
+use crate::{Addr, KindTotals};
+
+/// What kind of root holds a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RootKind {
+    /// A global or static variable of an executable or library.
+    Global,
+    /// A thread's stack.
+    Stack,
+    /// Thread-local storage, and what the system keeps for its threads.
+    ThreadLocal,
+    /// A register.
+    Register,
+    /// Other memory that the program mapped.
+    Mapping,
+    /// Declared as a root by the program.
+    Declared,
+}
+
+/// Where a path begins. What is not known is `None`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HolderRoot {
+    /// What it is.
+    pub kind: RootKind,
+    /// The word that points to the first block; `None` in a register.
+    pub address: Option<Addr>,
+    /// Name of the variable.
+    pub variable: Option<String>,
+    /// How far inside the variable the word is, bytes.
+    pub offset: Option<u64>,
+    /// Path of the executable or library that the word belongs to.
+    pub module: Option<String>,
+    /// Address of the word in that ELF file.
+    pub module_offset: Option<u64>,
+    /// Id of the thread that it belongs to.
+    pub thread: Option<u32>,
+    /// On a stack: the function in whose frame it seems to be.
+    pub function: Option<String>,
+    /// What the kernel calls the mapping: a path, or a name such as `[heap]`.
+    pub mapping: Option<String>,
+}
+
+/// A block on the way from a root.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HolderStep {
+    /// Its address.
+    pub address: Addr,
+    /// Its usable size, bytes.
+    pub bytes: u64,
+    /// Its type, where it is known.
+    pub type_name: Option<String>,
+    /// What it holds, in a few words.
+    pub shape: String,
+    /// How far inside it the pointer before it points; zero for its start.
+    pub into: u64,
+    /// Where in it the pointer to the next block is; `None` in the last block
+    /// and before blocks that are left out.
+    pub offset: Option<u64>,
+    /// Blocks left out between this one and the next.
+    pub skipped: u64,
+}
+
+/// The way from a root to an example of a record's blocks.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Holder {
+    /// Where it begins.
+    pub root: HolderRoot,
+    /// Blocks left out behind the root.
+    pub skipped: u64,
+    /// The blocks on the way; the last is the example.
+    pub path: Vec<HolderStep>,
+    /// Of the blocks that were asked, the share that this root holds, 0..=1.
+    pub share: f64,
+}
+
+/// Blocks, or kinds of blocks, by what would be freed with them.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Largest {
+    /// Types and shapes, largest first: the sum of what goes with each block,
+    /// without what several share.
+    pub kinds: Vec<Retaining>,
+    /// Single blocks, largest first. Of several inside one another that are
+    /// alike only the outermost is there.
+    pub blocks: Vec<Retaining>,
+}
+
+/// A block, or blocks that look alike, and what would be freed with them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Retaining {
+    /// Type, where it is known.
+    pub type_name: Option<String>,
+    /// What it holds, in a few words.
+    pub shape: String,
+    /// Of a single block, where it is.
+    pub address: Option<Addr>,
+    /// The blocks themselves.
+    pub own: KindTotals,
+    /// With all that only they keep, themselves included.
+    pub retained: KindTotals,
+    /// Who holds them.
+    pub holder: Option<Holder>,
+}
