@@ -2,10 +2,12 @@
 //!
 //! Each fixture program is a test of its own, `program::NAME`; where memcheck
 //! is installed there is a `memcheck::NAME` beside it. `check::program::NAME`
-//! examines the same program, unprepared, as it is about to end.
+//! examines the same program, unprepared, as it is about to end;
+//! `libcs::RELEASE::program::NAME` does so with another C library.
 
 mod check;
 mod command;
+mod libcs;
 mod programs;
 mod real;
 
@@ -17,6 +19,7 @@ fn main() {
     trials.extend(real::trials());
     trials.extend(command::trials());
     trials.extend(check::trials());
+    trials.extend(libcs::trials());
     libtest_mimic::run(&arguments, trials).exit();
 }
 
