@@ -143,11 +143,11 @@ fn find(
     let mut caches = HashSet::new();
     let blocks = heaps.segments.iter().flat_map(|s| &s.blocks);
     for cache in blocks.filter(|found| shape(found.size).is_some()) {
-        // Where no thread tells: the first thing that malloc makes in an arena
-        // is its thread's cache, up to 2.42. But when the thread has ended, the
-        // chunk may be anything.
-        let of_thread = known.contains(&cache.addr);
-        let likely = of_thread || known.is_empty() && first.contains(&cache.addr);
+        // Where threads cannot tell: the first thing that malloc makes in an
+        // arena is its thread's cache, up to 2.42. But when the thread has
+        // ended, or uses none, the chunk may be anything.
+        let of_thread = known.as_ref().is_some_and(|k| k.contains(&cache.addr));
+        let likely = of_thread || known.is_none() && first.contains(&cache.addr);
         let mut chunks = HashSet::new();
         let fits = in_cache(memory, *cache, likely, &is_block, &mut chunks);
         if fits && (likely || !chunks.is_empty()) {
@@ -191,21 +191,26 @@ fn block(segments: &[Segment], addr: u64) -> Option<&Found> {
     blocks.get(at.ok()?)
 }
 
-/// The caches that threads' static TLS points to. glibc's variable is at the
+/// The caches that threads' static TLS points to; `None` when no thread's can
+/// be read. glibc's variable is at the
 /// same distance from every thread's control block; other words there, on
 /// stacks too, may point to blocks of the same size.
-fn of_threads(memory: &dyn MemoryReader, threads: &[ThreadState], heaps: &Heaps) -> HashSet<u64> {
+fn of_threads(
+    memory: &dyn MemoryReader,
+    threads: &[ThreadState],
+    heaps: &Heaps,
+) -> Option<HashSet<u64>> {
     let is_block = |addr: u64| is_block(heaps, addr);
     // The block, whether it reads as a cache, and how many chunks it has.
     let mut by_distance: HashMap<u64, Vec<(u64, bool, usize)>> = HashMap::new();
+    let mut read = false;
     for thread in threads.iter().filter(|t| t.tcb.0 > STATIC_TLS) {
         // The first thread's may begin the mapping.
         let region = memory.map().find(thread.tcb).map_or(0, |r| r.range.start.0);
         let low = (thread.tcb.0 - STATIC_TLS).max(region);
-        for (i, word) in read_words(memory, low, thread.tcb.0 - low)
-            .iter()
-            .enumerate()
-        {
+        let words = read_words(memory, low, thread.tcb.0 - low);
+        read |= !words.is_empty();
+        for (i, word) in words.iter().enumerate() {
             let found = block(&heaps.segments, *word);
             let Some(cache) = found.filter(|found| shape(found.size).is_some()) else {
                 continue;
@@ -227,9 +232,9 @@ fn of_threads(memory: &dyn MemoryReader, threads: &[ThreadState], heaps: &Heaps)
         let nearest = std::cmp::Reverse(**distance);
         (count, chunks, caches.len(), nearest)
     });
-    best.filter(|(_, caches)| fitting(caches).0 > 0)
-        .map(|(_, caches)| caches.iter().map(|(cache, ..)| *cache).collect())
-        .unwrap_or_default()
+    let best = best.filter(|(_, caches)| fitting(caches).0 > 0);
+    let caches = best.into_iter().flat_map(|(_, caches)| caches);
+    read.then(|| caches.map(|(cache, ..)| *cache).collect())
 }
 
 /// Puts the user's addresses of the chunks in the thread cache that the block
