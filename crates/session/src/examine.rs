@@ -9,6 +9,7 @@ mod core;
 mod environs;
 mod looks;
 mod sparse;
+mod unpack;
 mod usage;
 mod watch;
 

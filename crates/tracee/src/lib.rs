@@ -22,7 +22,7 @@ mod restart;
 mod stopped;
 mod sys;
 
-pub use core_file::{CoreError, CoreFile};
+pub use core_file::{Absence, CoreError, CoreFile, OpenMapped};
 pub use error::{OpenError, StopError};
 pub use exit::wait_exit;
 pub use gather::blocked_threads;

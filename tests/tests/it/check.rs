@@ -126,13 +126,13 @@ pub fn at_its_end_with(
     }
 }
 
-fn named(name: &str) -> Result<Target, String> {
+pub fn named(name: &str) -> Result<Target, String> {
     let fixture = Fixture::read(&build::programs().join(name))?;
     at_its_end(&fixture)?.ok_or_else(|| format!("{name} ended"))
 }
 
 /// `leakscope check OPTIONS`, as a user calls it.
-fn check(options: &[&str]) -> Result<Done, String> {
+pub fn check(options: &[&str]) -> Result<Done, String> {
     let leakscope = build::leakscope()?;
     let mut argv = vec![leakscope.into_os_string(), "check".into()];
     argv.extend(options.iter().map(Into::into));

@@ -8,6 +8,7 @@
 mod check;
 mod command;
 mod libcs;
+mod places;
 mod programs;
 mod real;
 
@@ -20,6 +21,7 @@ fn main() {
     trials.extend(command::trials());
     trials.extend(check::trials());
     trials.extend(libcs::trials());
+    trials.extend(places::trials());
     libtest_mimic::run(&arguments, trials).exit();
 }
 

@@ -30,8 +30,10 @@ pub fn check(args: args::Check) -> Result<u8, Failure> {
                     heuristics: args.interior_heuristics,
                     content: !args.no_content,
                 };
-                let report = leakscope_session::check_core(&options).map_err(own)?;
-                return deliver(&delivery, report);
+                let mut progress = Progress::new(delivery.progress, delivery.view.quiet);
+                let report = leakscope_session::check_core(&options, &mut |w| progress.show(w));
+                progress.clear();
+                return deliver(&delivery, report.map_err(own)?);
             }
         },
         (None, Some(name)) => leakscope_session::find_process(name.as_bytes()).map_err(own)?,
