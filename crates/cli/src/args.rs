@@ -205,8 +205,9 @@ pub struct Check {
     #[arg(long, value_name = "DIR", default_value = "/", help_heading = LOOK, value_hint = ValueHint::DirPath)]
     pub sysroot: PathBuf,
 
-    /// The process, or a core file of one, packed or not (.zst, .gz, .xz)
-    #[arg(value_name = "PID|CORE", required_unless_present = "name", value_hint = ValueHint::FilePath)]
+    /// The process; or a core file of one, packed or not (.zst, .gz, .xz); or
+    /// a container by its id, or a service, by its name
+    #[arg(value_name = "PID|CORE|CONTAINER", required_unless_present = "name", value_hint = ValueHint::FilePath)]
     pub pid: Option<OsString>,
 }
 

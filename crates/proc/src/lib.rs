@@ -16,6 +16,7 @@ mod number;
 mod root;
 
 pub mod auxv;
+pub mod cgroup;
 pub mod cmdline;
 pub mod descriptor;
 pub mod maps;

@@ -5,6 +5,7 @@
 //! marking, verdict. Without call stacks, records are told apart by what their
 //! blocks hold.
 
+mod containers;
 mod core;
 mod environs;
 mod looks;
@@ -14,6 +15,7 @@ mod usage;
 mod watch;
 
 pub use self::core::{CoreOptions, check_core};
+pub use containers::find_container;
 pub use environs::find_process;
 
 use std::fmt;

@@ -32,6 +32,8 @@ mod segment;
 mod signals;
 mod supervisor;
 
-pub use examine::{CheckError, CheckOptions, CoreOptions, Mode, check, check_core, find_process};
+pub use examine::{
+    CheckError, CheckOptions, CoreOptions, Mode, check, check_core, find_container, find_process,
+};
 pub use options::{Follow, RunError, RunErrorKind, RunOptions, RunOutcome, SymbolOptions};
 pub use run::{Word, run};

@@ -1,6 +1,8 @@
 //! `leakscope check` on what is elsewhere: packed core files, core files of
-//! other machines.
+//! other machines, processes in containers.
 
+use std::collections::BTreeSet;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -13,11 +15,13 @@ use crate::trial;
 
 type Case = (&'static str, fn() -> Outcome);
 
-const CASES: [Case; 4] = [
+const CASES: [Case; 6] = [
     ("packed_core_files", packed_core_files),
     ("a_packed_core_file_is_cut", a_packed_core_file_is_cut),
     ("there_is_no_room_to_unpack", there_is_no_room_to_unpack),
     ("a_core_file_from_elsewhere", a_core_file_from_elsewhere),
+    ("in_other_namespaces", in_other_namespaces),
+    ("by_the_name_of_a_group", by_the_name_of_a_group),
 ];
 
 pub fn trials() -> Vec<Trial> {
@@ -147,6 +151,16 @@ fn there_is_no_room_to_unpack() -> Outcome {
     )
 }
 
+fn copy_below(root: &Path, files: &[PathBuf]) -> Outcome {
+    for file in files {
+        let copy = root.join(file.strip_prefix("/").unwrap_or(file));
+        let folder = copy.parent().unwrap_or(root);
+        std::fs::create_dir_all(folder).map_err(failed("make a folder"))?;
+        std::fs::copy(file, &copy).map_err(failed("copy"))?;
+    }
+    Ok(())
+}
+
 /// Its files lie below another folder; one of them is of another build, or
 /// gone.
 fn a_core_file_from_elsewhere() -> Outcome {
@@ -154,12 +168,7 @@ fn a_core_file_from_elsewhere() -> Outcome {
     let (core, files) = saved("type_objects.cc", place.path())?;
     let root = place.path().join("root");
     let below = |file: &Path| root.join(file.strip_prefix("/").unwrap_or(file));
-    for file in &files {
-        let copy = below(file);
-        let folder = copy.parent().unwrap_or(&root);
-        std::fs::create_dir_all(folder).map_err(failed("make a folder"))?;
-        std::fs::copy(file, &copy).map_err(failed("copy"))?;
-    }
+    copy_below(&root, &files)?;
     let core = core.to_string_lossy().into_owned();
     let sysroot = format!("--sysroot={}", root.display());
     let named_types = |section: &Section| {
@@ -202,4 +211,102 @@ fn a_core_file_from_elsewhere() -> Outcome {
         again.summary() == here.summary() && named_types(&again) == named_types(&here),
         || again.shown(),
     )
+}
+
+/// A process with namespaces of users, processes and mounts of its own, and
+/// another root.
+fn in_other_namespaces() -> Outcome {
+    let into = ["--map-root-user", "--mount", "--pid", "--fork"];
+    let can = Command::new("unshare").args(into).arg("true").output();
+    if !can.is_ok_and(|done| done.status.success()) {
+        eprintln!("skipped: this machine allows no namespaces");
+        return Ok(());
+    }
+    let place = tempfile::tempdir().map_err(failed("make a folder"))?;
+    let outside = named("shape_tree.c")?;
+    let program = std::fs::read_link(format!("/proc/{}/exe", outside.pid()));
+    let program = program.map_err(failed("read the link"))?;
+    let files = mapped(&outside)?;
+    copy_below(place.path(), &files)?;
+    // The loader is found by the name that the program knows it by.
+    let libraries = files.iter().filter(|f| f.to_string_lossy().contains(".so"));
+    let folders: BTreeSet<_> = libraries.filter_map(|f| f.parent()).collect();
+    let folders = std::env::join_paths(folders).map_err(|e| e.to_string())?;
+    let known = Path::new("/lib64/ld-linux-x86-64.so.2").to_owned();
+    copy_below(place.path(), &[known])?;
+    let waiter = files.iter().find(|f| f.ends_with("wait_at_end.so"));
+    let mut inside = Target::spawn(
+        Command::new("unshare")
+            .args(into)
+            .arg("chroot")
+            .arg(place.path())
+            .arg(&program)
+            .env("LD_PRELOAD", waiter.ok_or("no library")?)
+            .env("LD_LIBRARY_PATH", folders),
+    );
+    while inside.line().ok_or("the program ended")? != "at the end" {}
+    let children = format!("/proc/{0}/task/{0}/children", inside.pid());
+    let children = std::fs::read_to_string(children).map_err(failed("read the children"))?;
+    let child = children.trim();
+    let there = judged(&[child])?;
+    let here = judged(&[&outside.pid().to_string()])?;
+    ensure(there.summary() == here.summary(), || {
+        format!("inside {}, outside {}", there.shown(), here.shown())
+    })
+}
+
+/// A control group like that of a service; removed when dropped.
+struct Group(PathBuf);
+
+impl Group {
+    fn with(name: &str, target: &Target) -> Option<Group> {
+        let places = ["", "systemd", "unified", "pids"];
+        places.into_iter().find_map(|place| {
+            let group = Path::new("/sys/fs/cgroup").join(place).join(name);
+            std::fs::create_dir(&group).ok()?;
+            let group = Group(group);
+            group.join(target).ok()?;
+            Some(group)
+        })
+    }
+
+    fn join(&self, target: &Target) -> std::io::Result<()> {
+        // Where no hierarchy is mounted, the folder is an ordinary one.
+        let mut procs = std::fs::OpenOptions::new();
+        let mut procs = procs.write(true).open(self.0.join("cgroup.procs"))?;
+        procs.write_all(target.pid().to_string().as_bytes())
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // Only when its process has left; that was waited for.
+        let _ = std::fs::remove_dir(&self.0);
+    }
+}
+
+fn by_the_name_of_a_group() -> Outcome {
+    let name = format!("leakscope-test-{}", std::process::id());
+    let target = named("type_objects.cc")?;
+    let Some(group) = Group::with(&format!("{name}.service"), &target) else {
+        eprintln!("skipped: no control group can be made here");
+        return Ok(());
+    };
+    let section = judged(&[&name])?;
+    ensure(
+        section.number("/pid") == u64::from(target.pid()) && section.loss("definite").1 == 28,
+        || section.shown(),
+    )?;
+    let second = named("shape_tree.c")?;
+    group.join(&second).map_err(failed("join the group"))?;
+    let done = check(&[&name])?;
+    let stderr = String::from_utf8_lossy(&done.stderr);
+    let listed = [&target, &second].map(|t| stderr.contains(&format!("{} (", t.pid())));
+    ensure(
+        done.code() == 125 && done.stdout.is_empty() && listed == [true; 2],
+        || format!("status {}: {stderr}", done.code()),
+    )?;
+    drop((target, second));
+    drop(group);
+    Ok(())
 }
