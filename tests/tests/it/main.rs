@@ -11,6 +11,7 @@ mod libcs;
 mod places;
 mod programs;
 mod real;
+mod refused;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 
@@ -22,6 +23,7 @@ fn main() {
     trials.extend(check::trials());
     trials.extend(libcs::trials());
     trials.extend(places::trials());
+    trials.extend(refused::trials());
     libtest_mimic::run(&arguments, trials).exit();
 }
 
