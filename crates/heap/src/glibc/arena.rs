@@ -69,6 +69,12 @@ impl Arena {
         })
     }
 
+    /// The one at `at`, of the same library.
+    pub(super) fn like(&self, at: u64) -> Option<Arena> {
+        let start = self.bins.checked_sub(self.address())?;
+        Some(Arena::new(at.checked_add(start)?, start))
+    }
+
     /// Its address.
     pub(super) fn address(&self) -> u64 {
         self.range.start.0
@@ -90,8 +96,7 @@ impl Arena {
 
     /// The same of the arena at `at`, which must be of the same layout.
     pub(super) fn next_of(&self, memory: &dyn MemoryReader, at: u64) -> Option<u64> {
-        let start = self.bins.checked_sub(self.address())?;
-        Arena::new(at.checked_add(start)?, start).next(memory)
+        self.like(at)?.next(memory)
     }
 
     /// First chunks of its fastbins, 0 for an empty one; none where the libc

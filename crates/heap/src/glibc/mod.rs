@@ -95,8 +95,8 @@ pub fn walk(memory: &dyn MemoryReader, threads: &[ThreadState]) -> Heaps {
     let params = arenas
         .first()
         .and_then(|arena| state::params(memory, &regions, arena, &brk));
-    let mut heaps = segments::walk(memory, &regions, &brk, &arenas, &thread_heaps, params);
     let all = segments::all_arenas(memory, &arenas, &thread_heaps);
+    let mut heaps = segments::walk(memory, &regions, &brk, &arenas, &all, &thread_heaps, params);
     heaps.missing_arenas = missing(memory, &all);
     heaps.said_mapped = params.map(|p| (p.mapped, p.mapped_bytes));
     heaps.mapped = mapped::find(memory, &regions, &thread_heaps, heaps.said_mapped);

@@ -81,13 +81,14 @@ pub struct Segment {
     pub free: Vec<Free>,
 }
 
-/// Walks all heaps. `brk` are `[heap]`s, `thread_heaps` the parts in use of
-/// thread arenas' heaps.
+/// Walks all heaps. `brk` are `[heap]`s, `arenas` the main ones among `all`,
+/// `thread_heaps` the parts in use of thread arenas' heaps.
 pub(super) fn walk(
     memory: &dyn MemoryReader,
     regions: &[Classified],
     brk: &[Range],
     arenas: &[Arena],
+    all: &[Arena],
     thread_heaps: &[Range],
     params: Option<Params>,
 ) -> Heaps {
@@ -122,14 +123,14 @@ pub(super) fn walk(
         }));
     }
     for heap in thread_heaps {
-        match arena_segment(memory, *heap) {
+        match arena_segment(memory, all, *heap) {
             Some(segment) => heaps.segments.push(segment),
             None => heaps.unwalked.push(*heap),
         }
     }
     heaps.segments.sort_unstable_by_key(|heap| heap.range);
-    heaps.arenas = all_arenas(memory, arenas, thread_heaps)
-        .into_iter()
+    heaps.arenas = all
+        .iter()
         .filter_map(|arena| {
             let at = arena.address();
             let own = heaps.segments.iter().filter(|s| s.arena == at);
@@ -147,7 +148,8 @@ pub(super) fn walk(
     heaps
 }
 
-/// The main arenas and those of the threads' heaps.
+/// The main arenas and those of the threads' heaps, which were looked at when
+/// the heaps were found.
 pub(super) fn all_arenas(
     memory: &dyn MemoryReader,
     main: &[Arena],
@@ -157,7 +159,10 @@ pub(super) fn all_arenas(
     for heap in thread_heaps {
         let at = memory.read_u64(heap.start).unwrap_or(0);
         if !all.iter().any(|arena| arena.address() == at) {
-            all.extend(Arena::at(memory, at));
+            all.extend(match main.first() {
+                Some(main) => main.like(at),
+                None => Arena::at(memory, at),
+            });
         }
     }
     all
@@ -291,14 +296,15 @@ pub fn arena_heaps(memory: &dyn MemoryReader, range: Range) -> Vec<Range> {
 }
 
 /// Walks the heap of a thread arena: `heap` is its part in use.
-fn arena_segment(memory: &dyn MemoryReader, heap: Range) -> Option<Segment> {
+fn arena_segment(memory: &dyn MemoryReader, all: &[Arena], heap: Range) -> Option<Segment> {
     let info = read_words(memory, heap.start.0, 24);
     let arena = *info.first()?;
     let end = heap.start.0.checked_add(*info.get(2)?)?;
     // Its first heap holds the arena itself.
     let own = arena.checked_sub(heap.start.0);
     let begin = if own.is_some_and(|d| d < ARENA_HEAD) {
-        Arena::at(memory, arena)?.range.end.0
+        let own = all.iter().find(|a| a.address() == arena);
+        own?.range.end.0
     } else {
         heap.start.0.checked_add(32)?
     };
