@@ -12,6 +12,7 @@ use leakscope_testkit::{Need, Target, libcs, need};
 use libtest_mimic::Trial;
 
 use crate::check::{at_its_end_with, can_examine, ensure, fits_the_header, is_suitable, section};
+use crate::places::{has, judged, saved};
 use crate::programs::folder;
 use crate::trial;
 
@@ -49,6 +50,9 @@ pub fn trials() -> Vec<Trial> {
             let libc = libc.clone();
             trials.push(trial(name, move || truth(&libc, tunables)));
         }
+        let name = format!("libcs::{}::core_file", libc.name());
+        let own = libc.clone();
+        trials.push(trial(name, move || core_file(&own)));
         if libc.0.is_none() {
             // check::program runs them.
             continue;
@@ -125,17 +129,47 @@ fn program(libc: &Libc, fixture: &Fixture) -> Outcome {
     fits_the_header(fixture, &target.ok_or("the program ended")?)
 }
 
-/// The blocks of a program that counts them itself, at each of its stages.
-fn truth(libc: &Libc, tunables: &str) -> Outcome {
-    if !can_examine() {
-        return Ok(());
-    }
+/// The program that counts its blocks itself.
+fn counting(libc: &Libc, tunables: &str) -> Result<Target, String> {
     let source = build::root().join("tests/programs/counts_itself.c");
     let folder = libc.folder();
     std::fs::create_dir_all(&folder).map_err(|e| format!("create {folder:?}: {e}"))?;
     let built = build::program(&source, &folder.join("counts_itself"), &libc.arguments())?;
     let mut command = Command::new(built.path);
-    let mut target = Target::spawn(command.env("GLIBC_TUNABLES", tunables));
+    Ok(Target::spawn(command.env("GLIBC_TUNABLES", tunables)))
+}
+
+/// gdb's core file of it tells the same, or says that it lacks the stacks.
+fn core_file(libc: &Libc) -> Outcome {
+    if !can_examine() || !need(Need::Program("gdb")) {
+        return Ok(());
+    }
+    let mut target = counting(libc, "")?;
+    for _ in 0..3 {
+        target.line().ok_or("the program ended")?;
+        target.send("");
+    }
+    target.line().ok_or("the program ended")?;
+    let living = section(&target, &[])?;
+    let place = tempfile::tempdir().map_err(|e| format!("make a folder: {e}"))?;
+    let (core, _) = saved(&target, place.path())?;
+    let saved = judged(&[&core.to_string_lossy()])?;
+    let (definite, possible) = (saved.loss("definite").1, saved.loss("possible").1);
+    let lost = living.loss("definite").1 + living.loss("possible").1;
+    let tells_the_same = saved.summary() == living.summary();
+    let says_so = has(&saved, "core-bare-threads") && definite == 0 && possible >= lost;
+    ensure(
+        tells_the_same && !has(&saved, "core-bare-threads") || says_so,
+        || format!("living {}saved {}", living.shown(), saved.shown()),
+    )
+}
+
+/// The blocks of a program that counts them itself, at each of its stages.
+fn truth(libc: &Libc, tunables: &str) -> Outcome {
+    if !can_examine() {
+        return Ok(());
+    }
+    let mut target = counting(libc, tunables)?;
     let mut own = None;
     let mut stages = 0;
     while let Some(line) = target.line() {

@@ -41,9 +41,8 @@ fn failed(what: &str) -> impl Fn(std::io::Error) -> String {
     move |e| format!("{what}: {e}")
 }
 
-/// A core file of the program, and the files that it has mapped.
-fn saved(name: &str, place: &Path) -> Result<(PathBuf, Vec<PathBuf>), String> {
-    let target = named(name)?;
+/// A core file of the process, and the files that it has mapped.
+pub fn saved(target: &Target, place: &Path) -> Result<(PathBuf, Vec<PathBuf>), String> {
     let core = place.join("core");
     let save = format!("gcore {}", core.display());
     let pid = target.pid().to_string();
@@ -54,7 +53,7 @@ fn saved(name: &str, place: &Path) -> Result<(PathBuf, Vec<PathBuf>), String> {
     ensure(core.exists(), || {
         String::from_utf8_lossy(&gdb.stderr).into_owned()
     })?;
-    Ok((core, mapped(&target)?))
+    Ok((core, mapped(target)?))
 }
 
 fn mapped(target: &Target) -> Result<Vec<PathBuf>, String> {
@@ -66,7 +65,7 @@ fn mapped(target: &Target) -> Result<Vec<PathBuf>, String> {
     Ok(files)
 }
 
-fn judged(options: &[&str]) -> Result<Section, String> {
+pub fn judged(options: &[&str]) -> Result<Section, String> {
     let mut all = vec!["--format", "json"];
     all.extend(options);
     let done = check(&all)?;
@@ -78,7 +77,7 @@ fn judged(options: &[&str]) -> Result<Section, String> {
     sections.pop().ok_or_else(|| "no section".to_owned())
 }
 
-fn has(section: &Section, code: &str) -> bool {
+pub fn has(section: &Section, code: &str) -> bool {
     let mut notices = section.array("/notices").iter();
     notices.any(|notice| notice["code"] == code)
 }
@@ -95,7 +94,7 @@ fn pack(core: &Path, with: &str) -> Result<PathBuf, String> {
 
 fn packed_core_files() -> Outcome {
     let place = tempfile::tempdir().map_err(failed("make a folder"))?;
-    let (core, _) = saved("type_objects.cc", place.path())?;
+    let (core, _) = saved(&named("type_objects.cc")?, place.path())?;
     let plain = judged(&[&core.to_string_lossy()])?;
     for with in ["zstd", "gzip", "xz"] {
         if !need(Need::Program(with)) {
@@ -113,7 +112,7 @@ fn packed_core_files() -> Outcome {
 
 fn a_packed_core_file_is_cut() -> Outcome {
     let place = tempfile::tempdir().map_err(failed("make a folder"))?;
-    let (core, _) = saved("type_objects.cc", place.path())?;
+    let (core, _) = saved(&named("type_objects.cc")?, place.path())?;
     let packed = pack(&core, "gzip")?;
     let bytes = std::fs::read(&packed).map_err(failed("read"))?;
     // gdb writes the threads' registers behind the memory.
@@ -134,7 +133,7 @@ fn a_packed_core_file_is_cut() -> Outcome {
 /// One sentence that names the remedy, and nothing stays behind.
 fn there_is_no_room_to_unpack() -> Outcome {
     let place = tempfile::tempdir().map_err(failed("make a folder"))?;
-    let (core, _) = saved("type_objects.cc", place.path())?;
+    let (core, _) = saved(&named("type_objects.cc")?, place.path())?;
     let packed = pack(&core, "gzip")?;
     let leakscope = leakscope_e2e::build::leakscope()?;
     let done =
@@ -165,7 +164,7 @@ fn copy_below(root: &Path, files: &[PathBuf]) -> Outcome {
 /// gone.
 fn a_core_file_from_elsewhere() -> Outcome {
     let place = tempfile::tempdir().map_err(failed("make a folder"))?;
-    let (core, files) = saved("type_objects.cc", place.path())?;
+    let (core, files) = saved(&named("type_objects.cc")?, place.path())?;
     let root = place.path().join("root");
     let below = |file: &Path| root.join(file.strip_prefix("/").unwrap_or(file));
     copy_below(&root, &files)?;

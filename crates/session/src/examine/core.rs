@@ -71,7 +71,11 @@ pub fn check_core(
     }
     let threads = core.threads().to_vec();
     let heaps = glibc::walk(&core, &threads);
-    let judged = judge(&options.heuristics, &core, &threads, heaps);
+    let mut judged = judge(&options.heuristics, &core, &threads, heaps);
+    let bare = without_memory(&core);
+    if bare > 0 {
+        super::looks::doubt(&mut judged.marked);
+    }
     let picture = Picture::of(&core, judged, None, 1);
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let facts = environs::Facts {
@@ -88,7 +92,7 @@ pub fn check_core(
         consistency: Consistency::Stopped,
         pause: Duration::ZERO,
         settled: true,
-        notices: notices(&core, packed.damage.as_deref()),
+        notices: notices(&core, packed.damage.as_deref(), bare),
     };
     let mut section = section(options.content, facts, found);
     section.exit = ended(core.signal());
@@ -123,7 +127,15 @@ fn main_top(core: &CoreFile) -> Option<Addr> {
     .min()
 }
 
-fn notices(core: &CoreFile, damage: Option<&str>) -> Vec<Notice> {
+/// Threads whose control block, and so whose stack, is not in the file: a
+/// control block begins with its own address.
+fn without_memory(core: &CoreFile) -> u64 {
+    let threads = core.threads().iter().filter(|t| t.tcb.0 != 0);
+    let bare = threads.filter(|t| !core.read_u64(t.tcb).is_ok_and(|word| word != 0));
+    bare.count() as u64
+}
+
+fn notices(core: &CoreFile, damage: Option<&str>, bare: u64) -> Vec<Notice> {
     let mut notices = vec![Notice {
         code: "core-file",
         message: "this is the process as a core file holds it; what is resident is not known"
@@ -144,6 +156,18 @@ fn notices(core: &CoreFile, damage: Option<&str>) -> Vec<Notice> {
                 "the core file ends {} too early (a full disk, or a limit such as ulimit -c), so \
                  what was there holds nothing",
                 quantity::bytes(core.missing())
+            ),
+        });
+    }
+    if bare > 0 {
+        notices.push(Notice {
+            code: "core-bare-threads",
+            message: format!(
+                "the core file does not hold the stack of {} (gdb leaves out what lies beside a \
+                 guard that is no mapping of its own, as stacks have since glibc 2.42): what only \
+                 a stack holds looks lost, so whatever looks lost is called possible; a core file \
+                 that the kernel writes has all of them",
+                quantity::counted(bare, "thread")
             ),
         });
     }
