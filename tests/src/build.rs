@@ -32,17 +32,32 @@ pub fn root() -> PathBuf {
 /// # Errors
 /// What the compiler said. A warning is an error.
 pub fn build(fixture: &Fixture, folder: &Path) -> Result<Built, String> {
+    build_with(fixture, folder, &[])
+}
+
+/// The same with further arguments of the compiler.
+///
+/// # Errors
+/// What the compiler said. A warning is an error.
+pub fn build_with(fixture: &Fixture, folder: &Path, further: &[String]) -> Result<Built, String> {
     for name in words(fixture.get("libs"), folder) {
-        library(&name, folder)?;
+        library_with(&name, folder, further)?;
     }
-    let out = folder.join(&fixture.name);
-    compile(
-        &fixture.source,
-        &out,
-        folder,
-        &words(fixture.get("build"), folder),
-    )?;
-    Ok(Built { path: out })
+    let mut all = words(fixture.get("build"), folder);
+    all.extend_from_slice(further);
+    program(&fixture.source, &folder.join(&fixture.name), &all)
+}
+
+/// Builds the program `source` as `out`, with these arguments of the compiler.
+///
+/// # Errors
+/// What the compiler said. A warning is an error.
+pub fn program(source: &Path, out: &Path, further: &[String]) -> Result<Built, String> {
+    let folder = out.parent().unwrap_or(Path::new("/"));
+    compile(source, out, folder, further)?;
+    Ok(Built {
+        path: out.to_owned(),
+    })
 }
 
 /// Builds the library `name` in `folder`.
@@ -50,9 +65,19 @@ pub fn build(fixture: &Fixture, folder: &Path) -> Result<Built, String> {
 /// # Errors
 /// What the compiler said. A warning is an error.
 pub fn library(name: &str, folder: &Path) -> Result<PathBuf, String> {
+    library_with(name, folder, &[])
+}
+
+/// The same with further arguments of the compiler.
+///
+/// # Errors
+/// What the compiler said. A warning is an error.
+pub fn library_with(name: &str, folder: &Path, further: &[String]) -> Result<PathBuf, String> {
     let source = programs().join("lib").join(format!("{name}.c"));
     let out = folder.join("lib").join(format!("{name}.so"));
-    compile(&source, &out, folder, &["-shared".into(), "-fPIC".into()])?;
+    let mut all = vec!["-shared".into(), "-fPIC".into()];
+    all.extend_from_slice(further);
+    compile(&source, &out, folder, &all)?;
     Ok(out)
 }
 

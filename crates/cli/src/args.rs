@@ -247,12 +247,14 @@ pub struct Check {
     #[arg(long, value_name = "PATH", help_heading = LOOK, value_hint = ValueHint::FilePath)]
     pub exe: Option<PathBuf>,
 
-    /// Of a core file: the folder that holds the machine's files
+    /// Of a core file: the folder that holds its machine's files; those of
+    /// another build are not used
     #[arg(long, value_name = "DIR", default_value = "/", help_heading = LOOK, value_hint = ValueHint::DirPath)]
     pub sysroot: PathBuf,
 
-    /// The process, or a core file of one
-    #[arg(value_name = "PID|CORE", required_unless_present = "name", value_hint = ValueHint::FilePath)]
+    /// The process; or a core file of one, packed or not (.zst, .gz, .xz); or
+    /// a container by its id, or a service, by its name
+    #[arg(value_name = "PID|CORE|CONTAINER", required_unless_present = "name", value_hint = ValueHint::FilePath)]
     pub pid: Option<OsString>,
 }
 

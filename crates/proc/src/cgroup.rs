@@ -16,7 +16,19 @@ pub struct Membership {
     pub path: Vec<u8>,
 }
 
-/// Takes the lines it understands.
+/// Where the process is, one path for each hierarchy, without repetition.
+pub fn paths(text: &[u8]) -> Vec<Vec<u8>> {
+    let mut paths: Vec<Vec<u8>> = Vec::new();
+    for Membership { path, .. } in parse(text) {
+        if !paths.contains(&path) {
+            paths.push(path);
+        }
+    }
+    paths
+}
+
+/// Takes the lines it understands (`ID:CONTROLLERS:PATH`, of which only the
+/// path may hold colons).
 pub fn parse(text: &[u8]) -> Vec<Membership> {
     // 0::/user.slice/user-1000.slice
     // 4:memory:/docker/0123
@@ -26,6 +38,8 @@ pub fn parse(text: &[u8]) -> Vec<Membership> {
             let mut parts = line.splitn(3, |&b| b == b':');
             let (_, controllers, path) = (parts.next()?, parts.next()?, parts.next()?);
             let controllers = controllers.split(|&b| b == b',');
+            // A group that was removed while processes are in it.
+            let path = path.strip_suffix(b" (deleted)").unwrap_or(path);
             path.starts_with(b"/").then(|| Membership {
                 controllers: controllers
                     .filter(|name| !name.is_empty())
@@ -148,6 +162,15 @@ mod tests {
             .map(|m| (m.controllers.len(), &m.path[..]))
             .collect();
         assert_eq!(shown, [(2, &b"/a:b"[..]), (1, b"/x"), (0, b"/user.slice")]);
+    }
+
+    #[test]
+    fn each_path_once() {
+        let text = b"12:cpu,cpuacct:/docker/0a1b\n3:name=systemd:/docker/0a1b\n\
+                     1:pids:/a:b\n0::/system.slice/x.service (deleted)\nodd\n7:x\n";
+        let want: [&[u8]; 3] = [b"/docker/0a1b", b"/a:b", b"/system.slice/x.service"];
+        assert_eq!(paths(text), want);
+        assert!(paths(b"").is_empty());
     }
 
     #[test]

@@ -8,7 +8,7 @@ use crate::smaps::{self, MappedUsage};
 use crate::stat::{self, Stat};
 use crate::status::{self, Status};
 use crate::syscall::{self, Syscall};
-use crate::{auxv, cmdline};
+use crate::{auxv, cgroup, cmdline};
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -171,6 +171,14 @@ impl Process {
     /// Gone, Denied or Io.
     pub fn cmdline(&self) -> Result<Vec<Vec<u8>>, ProcError> {
         Ok(cmdline::parse(&read(&self.file("cmdline"), LARGE)?))
+    }
+
+    /// Paths of the control groups that it is in.
+    ///
+    /// # Errors
+    /// Gone, Denied or Io.
+    pub fn cgroups(&self) -> Result<Vec<Vec<u8>>, ProcError> {
+        Ok(cgroup::paths(&read(&self.file("cgroup"), SMALL)?))
     }
 
     /// Its auxiliary vector.

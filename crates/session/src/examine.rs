@@ -5,6 +5,7 @@
 //! marking, verdict. Without call stacks, records are told apart by what their
 //! blocks hold.
 
+mod containers;
 mod core;
 mod ending;
 mod environs;
@@ -15,10 +16,12 @@ mod modules;
 mod recorded;
 mod snapshot;
 mod sparse;
+mod unpack;
 mod usage;
 mod watch;
 
 pub use self::core::{CoreOptions, check_core};
+pub use containers::find_container;
 pub(crate) use ending::at_end;
 pub use environs::find_process;
 pub use holders::HolderOptions;

@@ -34,7 +34,7 @@ mod supervisor;
 
 pub use examine::{
     CheckError, CheckOptions, CoreOptions, HolderOptions, Mode, Saved, SnapshotError, check,
-    check_core, find_process, snapshot,
+    check_core, find_container, find_process, snapshot,
 };
 pub use leakscope_tracee::CoreTarget;
 pub use options::{Follow, RunError, RunErrorKind, RunOptions, RunOutcome, SymbolOptions};

@@ -36,5 +36,6 @@ mod symtab;
 
 pub use demangle::type_name;
 pub use fuzz::lookup_everything;
+pub use open::regular_file;
 pub use options::{Debuginfod, Options};
 pub use symbolizer::{Symbolizer, Variable};

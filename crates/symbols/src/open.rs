@@ -19,7 +19,10 @@ const MAX_LINKS: usize = 40;
 
 /// Opens a regular file for reading: below `root` when given (symbolic links
 /// cannot lead out of it), else as our own process sees it.
-pub(crate) fn regular_file(root: Option<&Path>, path: &Path) -> io::Result<File> {
+///
+/// # Errors
+/// When there is none, it may not be read, or it is of another kind.
+pub fn regular_file(root: Option<&Path>, path: &Path) -> io::Result<File> {
     // Without O_NONBLOCK the open of a FIFO waits for a writer.
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
     let fd = match root {

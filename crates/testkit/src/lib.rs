@@ -11,5 +11,5 @@ mod need;
 mod spawn;
 
 pub use memory::FakeMemory;
-pub use need::{Need, need};
+pub use need::{Need, libcs, need};
 pub use spawn::{Program, Target, compile_c};

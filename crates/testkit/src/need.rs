@@ -1,6 +1,7 @@
 //! What a test needs of the machine.
 
 use crate::spawn;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 /// Something that not every machine allows or has.
@@ -14,6 +15,9 @@ pub enum Need {
     Compiler,
     /// The program of that name on the search path.
     Program(&'static str),
+    /// C libraries of other releases: `LEAKSCOPE_LIBCS` names their folders
+    /// (`libcs`).
+    Libcs,
 }
 
 /// Names of needs whose absence is a failure, separated by commas.
@@ -27,6 +31,7 @@ impl Need {
             Need::Preload => "preload",
             Need::Compiler => "cc",
             Need::Program(name) => name,
+            Need::Libcs => "libcs",
         }
     }
 
@@ -36,6 +41,7 @@ impl Need {
             Need::Preload => preload_is_honoured(),
             Need::Compiler => on_search_path("cc"),
             Need::Program(name) => on_search_path(name),
+            Need::Libcs => !libcs().is_empty(),
         }
     }
 }
@@ -60,6 +66,14 @@ pub fn need(need: Need) -> bool {
     );
     eprintln!("skipped: this machine lacks \"{name}\"");
     false
+}
+
+/// Folders with C libraries of other releases, as packages unpack them:
+/// `LEAKSCOPE_LIBCS`, separated by colons.
+pub fn libcs() -> Vec<PathBuf> {
+    let folders = std::env::var_os("LEAKSCOPE_LIBCS").unwrap_or_default();
+    let folders = std::env::split_paths(&folders);
+    folders.filter(|folder| folder.is_dir()).collect()
 }
 
 fn on_search_path(name: &str) -> bool {

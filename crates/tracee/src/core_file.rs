@@ -9,21 +9,25 @@
 //! the kernel did not write, because it can be read from the files that were
 //! mapped, is read from there.
 
+mod files;
+
+pub use files::Absence;
+
 use leakscope_memory::{MemoryMap, MemoryReader, Region};
 use leakscope_model::{Addr, Range, ThreadState};
-use std::collections::HashMap;
-use std::ffi::OsStr;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::FileExt;
 
 const PT_LOAD: u32 = 1;
 const PT_NOTE: u32 = 4;
 const NT_PRSTATUS: u32 = 1;
 const NT_PRPSINFO: u32 = 3;
+const NT_AUXV: u32 = 6;
+/// The address of the executable's program headers (getauxval(3)).
+const AT_PHDR: u64 = 3;
 /// "FILE" in ASCII.
 const NT_FILE: u32 = 0x4649_4c45;
 /// Bytes of a program header.
@@ -35,6 +39,8 @@ const PN_XNUM: u64 = 0xffff;
 const MOST_HEADERS: u64 = 1 << 17;
 /// Bytes of notes that are read at most: 20 000 threads have some 30 MB.
 const MOST_NOTES: u64 = 1 << 28;
+/// Files that are kept open at most: less than a process may, by default.
+const MOST_FILES: usize = 512;
 /// From the beginning of `elf_prstatus`: the signal, the thread's id and the
 /// registers, in the order of `user_regs_struct`.
 const SIGNAL: usize = 12;
@@ -99,17 +105,22 @@ pub struct CoreFile {
     name: Vec<u8>,
     arguments: Vec<u8>,
     missing: u64,
+    program_headers: u64,
+    absent: Vec<(Vec<u8>, Absence)>,
 }
 
+/// How a file that was mapped is opened: by its path, and whether it is the
+/// executable.
+pub type OpenMapped<'a> = &'a mut dyn FnMut(&[u8], bool) -> Option<File>;
+
 impl CoreFile {
-    /// Reads the headers and notes of the file at `path`. Files that were
-    /// mapped are looked for below `sysroot`; the executable is at `exe`, if
-    /// that is given.
+    /// Reads the headers and notes of a core file. What it does not hold is
+    /// read from the files that were mapped: `open` must open ordinary files
+    /// only.
     ///
     /// # Errors
     /// NotACore, Io.
-    pub fn open(path: &Path, sysroot: &Path, exe: Option<&Path>) -> Result<CoreFile, CoreError> {
-        let core = File::open(path)?;
+    pub fn read(core: File, open: OpenMapped<'_>) -> Result<CoreFile, CoreError> {
         let meta = core.metadata()?;
         if !meta.is_file() {
             return Err(CoreError::NotACore("it is no ordinary file"));
@@ -138,6 +149,8 @@ impl CoreFile {
             name: Vec::new(),
             arguments: Vec::new(),
             missing: 0,
+            program_headers: 0,
+            absent: Vec::new(),
         };
         let mut regions = Vec::new();
         for row in rows.chunks_exact(HEADER as usize) {
@@ -174,7 +187,7 @@ impl CoreFile {
         found.add_left_out(&mut regions);
         found.name_regions(&mut regions);
         found.map = MemoryMap::new(regions);
-        found.open_files(sysroot, exe);
+        found.open_files(open);
         Ok(found)
     }
 
@@ -219,6 +232,11 @@ impl CoreFile {
                     self.arguments = text(note.get(56..136).unwrap_or_default());
                 }
                 NT_FILE => self.mapped.extend(mapped_files(note)),
+                NT_AUXV => {
+                    let mut pairs = note.chunks_exact(16);
+                    let found = pairs.find(|pair| u64_at(pair, 0) == AT_PHDR);
+                    self.program_headers = found.map_or(0, |pair| u64_at(pair, 8));
+                }
                 _ => {}
             }
             notes = notes.get(end.saturating_add(3) & !3..).unwrap_or_default();
@@ -301,31 +319,51 @@ impl CoreFile {
         }
     }
 
-    /// Opens the files that were mapped, ordinary ones only.
-    fn open_files(&mut self, sysroot: &Path, exe: Option<&Path>) {
-        let executable = self.executable().to_vec();
+    /// Opens the files that were mapped, and keeps those that are the same.
+    fn open_files(&mut self, open: OpenMapped<'_>) {
+        let executable = self.executable();
+        // What programs and libraries are made of; of other files nothing is
+        // missed but their bytes.
+        let regions = self.map.regions().iter().filter(|r| r.exec);
+        let modules: HashSet<&[u8]> = regions.map(|r| r.path.as_slice()).collect();
+        let beginnings = self.mapped.iter().rev().filter(|m| m.offset == 0);
+        let beginnings: HashMap<&[u8], &Mapped> =
+            beginnings.map(|m| (m.path.as_slice(), m)).collect();
+        let mut seen: HashSet<&[u8]> = HashSet::new();
+        let mut files = HashMap::new();
+        let mut absent = Vec::new();
         for mapped in &self.mapped {
-            let Some(relative) = mapped.path.strip_prefix(b"/") else {
-                continue;
-            };
-            if self.files.contains_key(&mapped.path) {
+            let path = mapped.path.as_slice();
+            if !path.starts_with(b"/") || files.len() == MOST_FILES || !seen.insert(path) {
                 continue;
             }
-            let path: PathBuf = match exe {
-                Some(exe) if mapped.path == executable => exe.to_owned(),
-                _ => sysroot.join(OsStr::from_bytes(relative)),
+            let Some(file) = open(path, path == executable) else {
+                if modules.contains(path) {
+                    absent.push((path.to_vec(), Absence::Missing));
+                }
+                continue;
             };
-            // A pipe would make us wait, and a device might act.
-            let ordinary = std::fs::metadata(&path).is_ok_and(|m| m.is_file());
-            let opened = ordinary.then(|| {
-                let mut options = OpenOptions::new();
-                options.read(true).custom_flags(libc::O_NONBLOCK);
-                options.open(&path).ok()
-            });
-            if let Some(file) = opened.flatten() {
-                self.files.insert(mapped.path.clone(), file);
+            // No file is open yet: only the core file is read.
+            let first = beginnings.get(path);
+            let beginning = |at: u64, into: &mut [u8]| {
+                let at = first.and_then(|m| m.range.start.checked_add(at));
+                let inside = at.filter(|at| first.is_some_and(|m| m.range.contains(*at)));
+                inside.map_or(0, |at| self.read_some(at, into))
+            };
+            if files::is_same(&beginning, &file) {
+                files.insert(path.to_vec(), file);
+            } else {
+                absent.push((path.to_vec(), Absence::Replaced));
             }
         }
+        self.files = files;
+        self.absent = absent;
+    }
+
+    /// Programs and libraries whose bytes are not known, as far as the core
+    /// file itself does not hold them.
+    pub fn absent(&self) -> &[(Vec<u8>, Absence)] {
+        &self.absent
     }
 
     /// Calls the mapping that contains `at` `[heap]`: a core file does not say
@@ -365,9 +403,13 @@ impl CoreFile {
         &self.arguments
     }
 
-    /// Path of the executable: the first file that was mapped.
+    /// Path of the executable: the file that its program headers are in;
+    /// without them, the first file that was mapped.
     pub fn executable(&self) -> &[u8] {
-        self.mapped.first().map_or(&[], |m| &m.path)
+        let headers = Addr(self.program_headers);
+        let mut with = self.mapped.iter().filter(|m| m.range.contains(headers));
+        let found = with.next().or(self.mapped.first());
+        found.map_or(&[], |m| &m.path)
     }
 
     /// Bytes that the headers promise and the file has not.
@@ -433,17 +475,6 @@ impl MemoryReader for CoreFile {
 fn refuse(head: &[u8]) -> Result<(), CoreError> {
     const ET_CORE: u16 = 4;
     const X86_64: u16 = 62;
-    let packed: [&[u8]; 4] = [
-        b"\x28\xb5\x2f\xfd",
-        b"\x1f\x8b",
-        b"\xfd7zXZ",
-        b"\x04\x22\x4d\x18",
-    ];
-    if packed.iter().any(|magic| head.starts_with(magic)) {
-        return Err(CoreError::NotACore(
-            "it is compressed: unpack it first (zstd -d, gunzip, unxz or lz4 -d)",
-        ));
-    }
     if head.len() < 64 || !head.starts_with(b"\x7fELF") {
         return Err(CoreError::NotACore("it is no core file"));
     }

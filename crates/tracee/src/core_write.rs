@@ -371,7 +371,6 @@ mod tests {
     use crate::CoreFile;
     use leakscope_testkit::FakeMemory;
     use std::io::Read;
-    use std::path::Path;
 
     fn registers(sp: u64) -> UserRegisters {
         let mut registers = [0; 27];
@@ -428,7 +427,7 @@ mod tests {
         File::open(&path).unwrap().read_to_end(&mut whole).unwrap();
         assert!(whole == stream);
 
-        let core = CoreFile::open(&path, Path::new("/"), None).unwrap();
+        let core = CoreFile::read(File::open(&path).unwrap(), &mut |_, _| None).unwrap();
         assert_eq!(core.pid(), 41);
         assert_eq!(core.missing(), 0);
         assert_eq!(core.arguments(), b"program --option");

@@ -31,7 +31,7 @@ mod stopped;
 mod sys;
 mod watched;
 
-pub use core_file::{CoreError, CoreFile};
+pub use core_file::{Absence, CoreError, CoreFile, OpenMapped};
 pub use core_write::{CoreImage, CoreTarget, CoreWritten, UserRegisters, write_core};
 pub use error::{OpenError, StopError};
 pub use exit::wait_exit;

@@ -25,6 +25,9 @@ pub enum RefusalCause {
     /// It asked not to be examined (`PR_SET_DUMPABLE`), or it changed its
     /// user or capabilities since it started.
     NotDumpable,
+    /// It has capabilities that we lack, as root's processes have for a root
+    /// without CAP_SYS_PTRACE: the usual one in a container.
+    Capabilities,
     /// yama's `ptrace_scope` forbids it (1 to 3).
     PtraceScope(u32),
     /// A seccomp filter keeps us from the calls that it takes, as some
@@ -62,12 +65,16 @@ impl Refusal {
             RefusalCause::Traced { by, .. } => {
                 format!("end or detach process {by} first; a process has one tracer at most")
             }
+            RefusalCause::OtherUser(0) => "run leakscope as root".to_owned(),
             RefusalCause::OtherUser(user) => {
                 format!("run leakscope as user {user} or as root")
             }
             RefusalCause::NotDumpable => {
                 "run leakscope as root (it needs CAP_SYS_PTRACE)".to_owned()
             }
+            RefusalCause::Capabilities => "give leakscope CAP_SYS_PTRACE: start the container \
+                 with `--cap-add=SYS_PTRACE`, or run leakscope as root outside of it"
+                .to_owned(),
             RefusalCause::PtraceScope(1) => {
                 "start the program with `leakscope run`, or run leakscope as root, or allow it \
                  with `sudo sysctl kernel.yama.ptrace_scope=0`"
@@ -104,6 +111,7 @@ impl fmt::Display for Refusal {
             }
             RefusalCause::OtherUser(user) => write!(f, "it belongs to user {user}"),
             RefusalCause::NotDumpable => f.write_str("it does not let itself be examined"),
+            RefusalCause::Capabilities => f.write_str("it has capabilities that leakscope has not"),
             RefusalCause::PtraceScope(scope) => {
                 write!(f, "kernel.yama.ptrace_scope is {scope}")
             }
@@ -122,8 +130,9 @@ struct Facts {
     own_process: bool,
     kernel_thread: bool,
     tracer: Option<(u32, String)>,
-    /// We have CAP_SYS_PTRACE.
-    capable: bool,
+    /// Our capabilities.
+    own_capabilities: u64,
+    target_capabilities: u64,
     own_user: Option<u32>,
     target_users: Option<[u32; 4]>,
     file_owner: Option<u32>,
@@ -145,9 +154,8 @@ impl Facts {
             own_process: pid == std::process::id(),
             kernel_thread: target.stat().is_ok_and(|s| s.is_kernel_thread()),
             tracer,
-            capable: own
-                .capabilities
-                .is_some_and(|c| c >> CAP_SYS_PTRACE & 1 == 1),
+            own_capabilities: own.capabilities.unwrap_or(0),
+            target_capabilities: status.capabilities.unwrap_or(0),
             own_user: own.uids.map(|[real, ..]| real),
             target_users: status.uids,
             file_owner: target.file_owner().ok(),
@@ -158,6 +166,7 @@ impl Facts {
 
     /// The first of the kernel's own checks that fails.
     fn cause(self) -> RefusalCause {
+        let capable = self.own_capabilities >> CAP_SYS_PTRACE & 1 == 1;
         if self.own_process {
             return RefusalCause::OwnProcess;
         }
@@ -170,7 +179,7 @@ impl Facts {
         if let Some((by, name)) = self.tracer {
             return RefusalCause::Traced { by, name };
         }
-        if !self.capable
+        if !capable
             && let Some(own) = self.own_user
             && let Some([real, effective, saved, _]) = self.target_users
         {
@@ -184,9 +193,12 @@ impl Facts {
                 return RefusalCause::NotDumpable;
             }
         }
+        if !capable && self.target_capabilities & !self.own_capabilities != 0 {
+            return RefusalCause::Capabilities;
+        }
         match self.scope {
             Some(3..) => RefusalCause::PtraceScope(3),
-            Some(scope @ 1..) if !self.capable => RefusalCause::PtraceScope(scope),
+            Some(scope @ 1..) if !capable => RefusalCause::PtraceScope(scope),
             _ => RefusalCause::Unknown,
         }
     }
@@ -267,6 +279,19 @@ mod tests {
                 RefusalCause::NotDumpable,
             ),
             (
+                // Root in a container, who examines root there.
+                Facts {
+                    own_user: Some(0),
+                    target_users: Some([0; 4]),
+                    file_owner: Some(0),
+                    own_capabilities: 0b1101,
+                    target_capabilities: 0b1111,
+                    scope: Some(1),
+                    ..ordinary()
+                },
+                RefusalCause::Capabilities,
+            ),
+            (
                 Facts {
                     scope: Some(1),
                     ..ordinary()
@@ -283,7 +308,7 @@ mod tests {
             (
                 Facts {
                     scope: Some(2),
-                    capable: true,
+                    own_capabilities: 1 << CAP_SYS_PTRACE,
                     ..ordinary()
                 },
                 RefusalCause::Unknown,
@@ -291,7 +316,7 @@ mod tests {
             (
                 Facts {
                     scope: Some(3),
-                    capable: true,
+                    own_capabilities: 1 << CAP_SYS_PTRACE,
                     ..ordinary()
                 },
                 RefusalCause::PtraceScope(3),

@@ -1,5 +1,6 @@
 //! The command `leakscope check`, on processes that nobody prepared.
 
+use std::path::Path;
 use std::process::Command;
 
 use leakscope_e2e::expect::Amount;
@@ -66,11 +67,7 @@ pub fn trials() -> Vec<Trial> {
         })
     });
     let fixtures = Fixture::all().unwrap_or_default().into_iter();
-    let suitable = fixtures.filter(|f| {
-        !OTHERS.iter().any(|other| f.name.starts_with(other))
-            && !OF_EXACT_SIZES.contains(&f.name.as_str())
-            && f.sections.first().is_some_and(|(index, _)| *index == 0)
-    });
+    let suitable = fixtures.filter(is_suitable);
     let programs = suitable.map(|fixture| {
         trial(format!("check::program::{}", fixture.name), move || {
             if can_examine() {
@@ -83,24 +80,42 @@ pub fn trials() -> Vec<Trial> {
     cases.chain(programs).collect()
 }
 
-pub(crate) fn can_examine() -> bool {
+/// True for a program that comes to its end, with numbers that a heap tells.
+pub fn is_suitable(fixture: &Fixture) -> bool {
+    !OTHERS.iter().any(|other| fixture.name.starts_with(other))
+        && !OF_EXACT_SIZES.contains(&fixture.name.as_str())
+        && fixture
+            .sections
+            .first()
+            .is_some_and(|(index, _)| *index == 0)
+}
+
+pub fn can_examine() -> bool {
     need(Need::Ptrace) && need(Need::Compiler)
 }
 
-pub(crate) fn ensure(good: bool, what: impl FnOnce() -> String) -> Outcome {
+pub fn ensure(good: bool, what: impl FnOnce() -> String) -> Outcome {
     if good { Ok(()) } else { Err(what()) }
 }
 
 /// A fixture program that has run and waits at its end.
 fn at_its_end(fixture: &Fixture) -> Result<Option<Target>, String> {
-    let folder = folder();
-    std::fs::create_dir_all(&folder).map_err(|e| format!("create {folder:?}: {e}"))?;
-    let built = build::build(fixture, &folder)?;
-    let waiter = build::library("wait_at_end", &folder)?;
+    at_its_end_with(fixture, &folder(), &[])
+}
+
+/// The same, built in `folder` with further arguments of the compiler.
+pub fn at_its_end_with(
+    fixture: &Fixture,
+    folder: &Path,
+    further: &[String],
+) -> Result<Option<Target>, String> {
+    std::fs::create_dir_all(folder).map_err(|e| format!("create {folder:?}: {e}"))?;
+    let built = build::build_with(fixture, folder, further)?;
+    let waiter = build::library_with("wait_at_end", folder, further)?;
     let mut target = Target::spawn(
         Command::new(&built.path)
             .env("LD_PRELOAD", waiter)
-            .current_dir(&folder),
+            .current_dir(folder),
     );
     loop {
         match target.line().as_deref() {
@@ -111,13 +126,13 @@ fn at_its_end(fixture: &Fixture) -> Result<Option<Target>, String> {
     }
 }
 
-pub(crate) fn named(name: &str) -> Result<Target, String> {
+pub fn named(name: &str) -> Result<Target, String> {
     let fixture = Fixture::read(&build::programs().join(name))?;
     at_its_end(&fixture)?.ok_or_else(|| format!("{name} ended"))
 }
 
 /// `leakscope check OPTIONS`, as a user calls it.
-pub(crate) fn check(options: &[&str]) -> Result<Done, String> {
+pub fn check(options: &[&str]) -> Result<Done, String> {
     let leakscope = build::leakscope()?;
     let mut argv = vec![leakscope.into_os_string(), "check".into()];
     argv.extend(options.iter().map(Into::into));
@@ -125,7 +140,7 @@ pub(crate) fn check(options: &[&str]) -> Result<Done, String> {
 }
 
 /// The one section of its JSON report.
-pub(crate) fn section(target: &Target, options: &[&str]) -> Result<Section, String> {
+pub fn section(target: &Target, options: &[&str]) -> Result<Section, String> {
     let pid = target.pid().to_string();
     let mut all = vec!["--format", "json", &pid];
     all.extend(options);
@@ -143,7 +158,12 @@ fn agrees_with_the_header(fixture: &Fixture) -> Outcome {
     let Some(target) = at_its_end(fixture)? else {
         return Err("the program ended".to_owned());
     };
-    let section = section(&target, &[])?;
+    fits_the_header(fixture, &target)
+}
+
+/// The program, which waits at its end, is judged as its header says.
+pub fn fits_the_header(fixture: &Fixture, target: &Target) -> Outcome {
+    let section = section(target, &[])?;
     let mut wrong = Vec::new();
     if section.at("/coverage/heap_check/agrees") != true {
         wrong.push(format!("doubts: {}", section.at("/notices")));

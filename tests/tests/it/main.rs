@@ -2,16 +2,20 @@
 //!
 //! Each fixture program is a test of its own, `program::NAME`; where memcheck
 //! is installed there is a `memcheck::NAME` beside it. `check::program::NAME`
-//! examines the same program, unprepared, as it is about to end.
+//! examines the same program, unprepared, as it is about to end;
+//! `libcs::RELEASE::program::NAME` does so with another C library.
 
 mod check;
 mod command;
 mod forked;
 mod holders;
+mod libcs;
+mod places;
 mod pools;
 mod programs;
 mod real;
 mod recorded;
+mod refused;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 
@@ -25,6 +29,9 @@ fn main() {
     trials.extend(recorded::trials());
     trials.extend(pools::trials());
     trials.extend(holders::trials());
+    trials.extend(libcs::trials());
+    trials.extend(places::trials());
+    trials.extend(refused::trials());
     libtest_mimic::run(&arguments, trials).exit();
 }
 

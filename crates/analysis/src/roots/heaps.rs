@@ -21,7 +21,7 @@ pub(super) struct HeapInput<'a> {
     pub blocks: &'a [LiveBlock],
     pub regions: &'a [Classified],
     /// glibc's main arenas.
-    pub arenas: &'a [Range],
+    pub arenas: &'a [glibc::Arena],
     /// Joined: memory known to be an allocator's.
     pub known: &'a [Range],
     /// Stack pointers and thread control blocks of live threads: a mapping

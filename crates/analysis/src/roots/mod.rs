@@ -159,7 +159,7 @@ pub fn plan(input: &RootInput<'_>) -> RootPlan {
         if input.known_heaps.is_none() {
             excluded.extend(&input.hints.allocator_mappings);
         }
-        excluded.extend(&arenas);
+        excluded.extend(arenas.iter().map(|arena| arena.range));
     }
     if let Some(heaps) = input.known_heaps {
         excluded.extend(heaps);

@@ -11,6 +11,7 @@ use leakscope_heap::regions::{Class, Classified};
 use leakscope_heap::words::read_words;
 use leakscope_memory::MemoryReader;
 use leakscope_model::{Addr, Range, ThreadState};
+use std::collections::HashSet;
 
 /// Bytes of `struct pthread` to look at (2304 in glibc 2.36).
 pub(super) const DESCRIPTOR: u64 = 0x900;
@@ -23,8 +24,8 @@ const BLOCK_TAIL: u64 = 0x3000;
 /// (x86-64, since glibc 2.4).
 const LIST: u64 = 704;
 const TID: u64 = 720;
-/// Bytes of a list's head.
-const LIST_HEAD: u64 = 16;
+/// How far from each other the heads of these lists lie, bytes.
+const HEADS_NEAR: u64 = 128;
 /// Threads that are followed in a list at most.
 const MOST_THREADS: usize = 1 << 16;
 /// How far from a stack pointer, and in how large a mapping, a control block is
@@ -81,7 +82,7 @@ pub(super) fn stack(
                     && has_guard(memory, region.range)
                     && thread.sp < thread.tcb
             };
-            Some(match block.and_then(|b| b.intersect(&region.range)) {
+            Some(match block.and_then(|(b, _)| b.intersect(&region.range)) {
                 Some(block) => Stack {
                     live: Range {
                         start: low.max(block.start),
@@ -138,15 +139,18 @@ pub(super) fn control_block(
 
 /// Control blocks of ended threads whose stacks glibc keeps for others: where
 /// nobody watched threads end. The kernel clears a thread's id in its
-/// descriptor then (CLONE_CHILD_CLEARTID, clone(2)).
+/// descriptor then (CLONE_CHILD_CLEARTID, clone(2)); since glibc 2.43 the id
+/// stays, and another word is cleared.
 pub(super) fn ended(
     memory: &dyn MemoryReader,
     regions: &[Classified],
     threads: &[ThreadState],
 ) -> Vec<Addr> {
-    let mut found: Vec<Addr> = threads
-        .iter()
-        .flat_map(|thread| kept_like(memory, regions, thread.tcb))
+    let running: HashSet<Addr> = threads.iter().map(|t| t.tcb).collect();
+    let mut found: Vec<Addr> = kept_lists(memory, regions, &running)
+        .into_iter()
+        .flat_map(|head| in_list(memory, head))
+        .filter(|tcb| !running.contains(tcb))
         .collect();
     found.extend(at_ends(memory, regions, threads));
     found.sort_unstable();
@@ -154,32 +158,58 @@ pub(super) fn ended(
     found
 }
 
-/// The list of kept stacks. Descriptors are in lists whose heads lie side by
-/// side in the loader's data since 2.34: stacks in use, those that came with
-/// their threads (the first thread's among them), kept ones.
-fn kept_like(memory: &dyn MemoryReader, regions: &[Classified], tcb: Addr) -> Vec<Addr> {
+/// Places of which one may be the head of the list of kept stacks. Descriptors
+/// are in lists whose heads lie side by side in the loader's data since 2.34:
+/// stacks in use, those that came with their threads (the first thread's
+/// among them), kept ones. In static programs the linker chooses the order.
+fn kept_lists(
+    memory: &dyn MemoryReader,
+    regions: &[Classified],
+    running: &HashSet<Addr>,
+) -> Vec<u64> {
+    let mut seen = HashSet::new();
+    let mut lists: Vec<u64> = running
+        .iter()
+        .filter_map(|tcb| list_of(memory, regions, *tcb, &mut seen))
+        .collect();
+    lists.sort_unstable();
+    lists.dedup();
+    let around = lists.iter().flat_map(|head| {
+        let first = head.wrapping_sub(HEADS_NEAR);
+        (0..2 * HEADS_NEAR / 8).map(move |i| first.wrapping_add(8 * i))
+    });
+    let mut kept: Vec<u64> = around.filter(|head| !lists.contains(head)).collect();
+    kept.sort_unstable();
+    kept.dedup();
+    kept
+}
+
+/// The head of the list that the descriptor at `tcb` is in, unless the way
+/// there leads through what was `seen`.
+fn list_of(
+    memory: &dyn MemoryReader,
+    regions: &[Classified],
+    tcb: Addr,
+    seen: &mut HashSet<u64>,
+) -> Option<u64> {
     let in_data = |at: u64| {
         regions
             .iter()
             .any(|r| matches!(r.class, Class::Data | Class::Bss) && r.range.contains(Addr(at)))
     };
-    let next = |at: u64| memory.read_u64(Addr(at)).ok();
     let mut at = tcb.0.wrapping_add(LIST);
-    // To the head of the list that this descriptor is in.
     for _ in 0..MOST_THREADS {
-        match next(at) {
-            Some(to) if in_data(to) => {
-                let kept = [to.wrapping_add(LIST_HEAD), to.wrapping_add(2 * LIST_HEAD)];
-                return kept.into_iter().flat_map(|h| in_list(memory, h)).collect();
-            }
-            Some(to) if to != 0 => at = to,
-            _ => break,
+        match memory.read_u64(Addr(at)).ok()? {
+            0 => return None,
+            to if in_data(to) => return Some(to),
+            to if !seen.insert(to) => return None,
+            to => at = to,
         }
     }
-    Vec::new()
+    None
 }
 
-/// Control blocks of ended threads in the list with this head.
+/// Control blocks of the threads in the list with this head.
 fn in_list(memory: &dyn MemoryReader, head: u64) -> Vec<Addr> {
     let mut found = Vec::new();
     let mut at = head;
@@ -192,7 +222,7 @@ fn in_list(memory: &dyn MemoryReader, head: u64) -> Vec<Addr> {
             break;
         }
         let tcb = Addr(next.wrapping_sub(LIST));
-        if is_control_block(memory, tcb) && has_ended(memory, tcb) {
+        if is_control_block(memory, tcb) {
             found.push(tcb);
         }
         at = next;
@@ -204,11 +234,6 @@ fn in_list(memory: &dyn MemoryReader, head: u64) -> Vec<Addr> {
 /// negative when it keeps the stack.
 fn is_no_thread(word: u64) -> bool {
     word as i32 <= 0
-}
-
-fn has_ended(memory: &dyn MemoryReader, tcb: Addr) -> bool {
-    let id = memory.read_u64(Addr(tcb.0.wrapping_add(TID)));
-    id.is_ok_and(is_no_thread)
 }
 
 /// Descriptors at the ends of mappings that look like stacks.
@@ -241,7 +266,8 @@ fn at_ends(
 /// The kept stack of an ended thread: from its start past the descriptor.
 ///
 /// Only stacks that glibc made are kept: their guard belongs to the block.
-/// The program's own memory, lent as a stack, is the program's again.
+/// The program's own memory, lent as a stack, is the program's again. Since
+/// glibc 2.42 a guard is no mapping of its own, and only its size tells.
 pub(super) fn ended_stack(
     memory: &dyn MemoryReader,
     regions: &[Classified],
@@ -255,7 +281,9 @@ pub(super) fn ended_stack(
         .iter()
         .find(|r| r.class == Class::Anonymous && r.range.contains(tcb))?;
     let stack = match stack_block(memory, tcb, tcb) {
-        Some(block) if block.start < region.range.start => block.intersect(&region.range)?,
+        Some((block, guard)) if guard || block.start < region.range.start => {
+            block.intersect(&region.range)?
+        }
         Some(_) => return None,
         None if has_guard(memory, region.range) => {
             let end = tcb
@@ -284,21 +312,25 @@ fn is_control_block(memory: &dyn MemoryReader, tcb: Addr) -> bool {
 
 /// `stackblock` and its size, from the descriptor at `tcb`: the only pair of
 /// words that encloses both the descriptor and `inside` and ends right
-/// behind the descriptor.
-fn stack_block(memory: &dyn MemoryReader, tcb: Addr, inside: Addr) -> Option<Range> {
+/// behind the descriptor. And whether the word behind is a guard's size:
+/// glibc gives none to stacks that it did not make.
+fn stack_block(memory: &dyn MemoryReader, tcb: Addr, inside: Addr) -> Option<(Range, bool)> {
     if tcb.0 == 0 {
         return None;
     }
     let words = read_words(memory, tcb.0, DESCRIPTOR);
     let head = (DESCRIPTOR_HEAD / 8) as usize;
-    words.get(head..)?.windows(2).find_map(|pair| {
-        let (start, size) = (pair[0], pair[1]);
+    words.get(head..)?.windows(3).find_map(|words| {
+        let (start, size, guard) = (words[0], words[1], words[2]);
         if size > STACK_MAX {
             return None;
         }
         let block = Range::new(start, start.checked_add(size)?);
         (block.contains(tcb) && block.contains(inside) && block.end.0 - tcb.0 <= BLOCK_TAIL)
-            .then_some(block)
+            .then_some((
+                block,
+                guard > 0 && guard < size && guard.is_multiple_of(4096),
+            ))
     })
 }
 

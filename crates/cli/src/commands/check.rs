@@ -25,9 +25,9 @@ pub fn check(args: args::Check) -> Result<u8, Failure> {
     let delivery = Delivery::new(args.report, Stream::Stdout)?;
     let own = |e: leakscope_session::CheckError| Failure::own(e.to_string());
     let pid = match (&args.pid, &args.name) {
-        (Some(target), _) => match number(target)? {
-            Some(pid) => pid,
-            None => {
+        (Some(target), _) => match target_of(target)? {
+            Target::Process(pid) => pid,
+            Target::Core => {
                 let options = CoreOptions {
                     path: target.into(),
                     sysroot: args.sysroot,
@@ -36,8 +36,10 @@ pub fn check(args: args::Check) -> Result<u8, Failure> {
                     content: !args.no_content,
                     holders,
                 };
-                let report = leakscope_session::check_core(&options).map_err(own)?;
-                return deliver(&delivery, report);
+                let mut progress = Progress::new(delivery.progress, delivery.view.quiet);
+                let report = leakscope_session::check_core(&options, &mut |w| progress.show(w));
+                progress.clear();
+                return deliver(&delivery, report.map_err(own)?);
             }
         },
         (None, Some(name)) => leakscope_session::find_process(name.as_bytes()).map_err(own)?,
@@ -72,20 +74,40 @@ fn deliver(delivery: &Delivery, report: Report) -> Result<u8, Failure> {
     Ok(status)
 }
 
-/// A process id; `None` for the name of a file.
+/// What the argument names.
+pub enum Target {
+    /// A process, perhaps the first one of a container or service.
+    Process(u32),
+    /// A file.
+    Core,
+}
+
+/// A process id, a file, or else a container or service.
 ///
 /// # Errors
-/// When it is neither.
-pub fn number(target: &OsStr) -> Result<Option<u32>, Failure> {
+/// When it is none of these.
+pub fn target_of(target: &OsStr) -> Result<Target, Failure> {
     let text = target.to_string_lossy();
-    match text.parse::<u64>() {
-        Ok(pid) => match u32::try_from(pid) {
-            Ok(pid) if pid > 0 => Ok(Some(pid)),
+    if let Ok(pid) = text.parse::<u64>()
+        && text.len() < SHORT_ID
+    {
+        return match u32::try_from(pid) {
+            Ok(pid) if pid > 0 => Ok(Target::Process(pid)),
             _ => Err(Failure::own(format!("'{text}' is no process id"))),
-        },
-        Err(_) if Path::new(target).exists() => Ok(None),
-        Err(_) => Err(Failure::own(format!(
-            "'{text}' is neither a process id nor a file; --name finds a process by its name"
+        };
+    }
+    if Path::new(target).exists() {
+        return Ok(Target::Core);
+    }
+    let found = leakscope_session::find_container(&text);
+    match found.map_err(|e| Failure::own(e.to_string()))? {
+        Some(pid) => Ok(Target::Process(pid)),
+        None => Err(Failure::own(format!(
+            "'{text}' is neither a process id nor a file, a container (by its id) or a service; \
+             --name finds a process by its name"
         ))),
     }
 }
+
+/// Digits of a container's id as engines show it; they may all be decimal.
+const SHORT_ID: usize = 12;

@@ -8,7 +8,7 @@ use leakscope_model::quantity;
 use leakscope_session::{CoreTarget, Mode, Saved, SnapshotError};
 
 use crate::args::{self, WayToSave};
-use crate::commands::check::number;
+use crate::commands::check::{Target, target_of};
 use crate::failure::Failure;
 use crate::output::{self, Kind, cannot_write};
 use crate::progress::Progress;
@@ -21,10 +21,13 @@ use crate::terminal::Terminal;
 pub fn snapshot(args: args::Snapshot) -> Result<u8, Failure> {
     let own = |e: leakscope_session::CheckError| Failure::own(e.to_string());
     let pid = match (&args.pid, &args.name) {
-        (Some(target), _) => number(target)?.ok_or_else(|| {
-            let text = target.to_string_lossy();
-            Failure::own(format!("'{text}' is a file, not a process id"))
-        })?,
+        (Some(target), _) => match target_of(target)? {
+            Target::Process(pid) => pid,
+            Target::Core => {
+                let text = target.to_string_lossy();
+                return Err(Failure::own(format!("'{text}' is a file, not a process")));
+            }
+        },
         (None, Some(name)) => {
             leakscope_session::find_process(name.as_encoded_bytes()).map_err(own)?
         }

@@ -6,20 +6,21 @@
 //!   2.30 to 2.41               64 of two bytes   64           0x290
 //!   from 2.42                  76 of two bytes   76           0x300
 //! ```
-//! From 2.42 the counts tell how many chunks more there is room for. The first
+//! From 2.42 the counts tell how many chunks more there is room for; from 2.43
+//! there are no fastbins. The first
 //! word of a free chunk names the next: of a cache by its user's address, of a
 //! fastbin by the chunk's; mangled with the word's own address since 2.32
 //! ("safe-linking").
 
 use super::segments::{Found, Free, FreePlace, Segment};
-use super::{CHUNK_HEADER as HEADER, Heaps, state};
+use super::{Arena, CHUNK_HEADER as HEADER, Heaps};
 use crate::words::read_words;
 use leakscope_memory::MemoryReader;
 use leakscope_model::{Addr, Range, ThreadState};
 use std::collections::{HashMap, HashSet};
 
-/// Chunks in a bin of a cache, unless tuned.
-const CACHED: usize = 7;
+/// Chunks in a bin of a cache, unless tuned: up to 2.42, and from then on.
+const CACHED: [usize; 2] = [7, 16];
 /// Chunks in a bin of a cache at most: the counts have two bytes.
 const MOST_CACHED: usize = 1 << 16;
 /// Chunks in a fastbin at most: a hostile list may lead through all memory.
@@ -28,7 +29,8 @@ const MOST_IN_FASTBIN: usize = 1 << 24;
 /// variables, the cache's address among them.
 const STATIC_TLS: u64 = 4096;
 
-/// The shape of a cache, by the usable size of its chunk.
+/// The shape of a cache, by the usable size of its chunk. One that was made
+/// from a free chunk may be 16 bytes larger: so much cannot be a chunk.
 struct Shape {
     bins: usize,
     /// Bytes of a count.
@@ -39,9 +41,9 @@ struct Shape {
 
 fn shape(usable: u64) -> Option<Shape> {
     let (bins, width, counts_room) = match usable {
-        0x248 => (64, 1, false),
-        0x288 => (64, 2, false),
-        0x2f8 => (76, 2, true),
+        0x248 | 0x258 => (64, 1, false),
+        0x288 | 0x298 => (64, 2, false),
+        0x2f8 | 0x308 => (76, 2, true),
         _ => return None,
     };
     Some(Shape {
@@ -56,7 +58,7 @@ fn shape(usable: u64) -> Option<Shape> {
 pub(super) fn take_out(
     memory: &dyn MemoryReader,
     threads: &[ThreadState],
-    arenas: &[Range],
+    arenas: &[Arena],
     heaps: &mut Heaps,
 ) {
     let (free, caches, broken) = find(memory, threads, arenas, heaps);
@@ -67,8 +69,8 @@ pub(super) fn take_out(
     }
     // Blocks ascend, and few of them are meant: no look-up for each.
     let mut out: Vec<(u64, Option<FreePlace>)> = free
-        .into_iter()
-        .map(|(at, place)| (at, Some(place)))
+        .iter()
+        .map(|(at, place)| (*at, Some(*place)))
         .chain(caches.into_iter().map(|at| (at, None)))
         .collect();
     // A cache that a list leads to is a chunk that was free before.
@@ -91,16 +93,45 @@ pub(super) fn take_out(
         });
         moved.sort_unstable_by_key(|free| free.chunk.start);
     }
+    take_out_mapped(&free, heaps);
+}
+
+/// Since 2.43 a cache that is allowed large chunks takes mapped ones, too.
+fn take_out_mapped(free: &HashMap<u64, FreePlace>, heaps: &mut Heaps) {
+    let said = &mut heaps.said_mapped;
+    let before = heaps.segments.len();
+    let segments = &mut heaps.segments;
+    heaps.mapped.retain(|(range, block)| {
+        let Some(place) = free.get(&block.addr) else {
+            return true;
+        };
+        if let Some((count, bytes)) = said {
+            *count = count.saturating_sub(1);
+            *bytes = bytes.saturating_sub(range.len());
+        }
+        segments.push(Segment {
+            range: *range,
+            free: vec![Free {
+                chunk: *range,
+                place: *place,
+            }],
+            ..Segment::default()
+        });
+        false
+    });
+    if heaps.segments.len() > before {
+        heaps.segments.sort_unstable_by_key(|heap| heap.range);
+    }
 }
 
 /// User's addresses of free chunks, of caches, and how many lists broke off.
 fn find(
     memory: &dyn MemoryReader,
     threads: &[ThreadState],
-    arenas: &[Range],
+    arenas: &[Arena],
     heaps: &Heaps,
 ) -> (HashMap<u64, FreePlace>, HashSet<u64>, u32) {
-    let is_block = |addr: u64| block(&heaps.segments, addr).is_some();
+    let is_block = |addr: u64| is_block(heaps, addr);
     let mut free = HashMap::new();
     let mut broken = 0;
     let known = of_threads(memory, threads, heaps);
@@ -112,10 +143,11 @@ fn find(
     let mut caches = HashSet::new();
     let blocks = heaps.segments.iter().flat_map(|s| &s.blocks);
     for cache in blocks.filter(|found| shape(found.size).is_some()) {
-        // The first thing that malloc makes in an arena is its thread's cache;
-        // but when the thread has ended, the chunk may be anything.
-        let of_thread = known.contains(&cache.addr);
-        let likely = of_thread || first.contains(&cache.addr);
+        // Where threads cannot tell: the first thing that malloc makes in an
+        // arena is its thread's cache, up to 2.42. But when the thread has
+        // ended, or uses none, the chunk may be anything.
+        let of_thread = known.as_ref().is_some_and(|k| k.contains(&cache.addr));
+        let likely = of_thread || known.is_none() && first.contains(&cache.addr);
         let mut chunks = HashSet::new();
         let fits = in_cache(memory, *cache, likely, &is_block, &mut chunks);
         if fits && (likely || !chunks.is_empty()) {
@@ -129,16 +161,9 @@ fn find(
         }
         free.extend(chunks.into_iter().map(|at| (at, FreePlace::Cache)));
     }
-    let thread_arenas = heaps.segments.iter().map(|s| s.arena);
-    let mut all: Vec<u64> = arenas
-        .iter()
-        .map(|a| a.start.0)
-        .chain(thread_arenas)
-        .collect();
-    all.sort_unstable();
-    all.dedup();
-    for state in all.iter().filter_map(|at| state::read(memory, *at)) {
-        for first in state.fastbins.iter().filter(|first| **first != 0) {
+    for arena in arenas {
+        let fastbins = arena.fastbins(memory);
+        for first in fastbins.iter().filter(|first| **first != 0) {
             let mut list = HashSet::new();
             let link = Link {
                 first: first.wrapping_add(HEADER),
@@ -154,6 +179,11 @@ fn find(
     (free, caches, broken)
 }
 
+fn is_block(heaps: &Heaps, addr: u64) -> bool {
+    let mapped = |addr| heaps.mapped.binary_search_by_key(&addr, |(_, b)| b.addr);
+    block(&heaps.segments, addr).is_some() || mapped(addr).is_ok()
+}
+
 fn block(segments: &[Segment], addr: u64) -> Option<&Found> {
     let at = segments.partition_point(|s| s.range.end.0 <= addr);
     let blocks = &segments.get(at)?.blocks;
@@ -161,20 +191,26 @@ fn block(segments: &[Segment], addr: u64) -> Option<&Found> {
     blocks.get(at.ok()?)
 }
 
-/// The caches that threads' static TLS points to. glibc's variable is at the
+/// The caches that threads' static TLS points to; `None` when no thread's can
+/// be read. glibc's variable is at the
 /// same distance from every thread's control block; other words there, on
 /// stacks too, may point to blocks of the same size.
-fn of_threads(memory: &dyn MemoryReader, threads: &[ThreadState], heaps: &Heaps) -> HashSet<u64> {
-    let is_block = |addr: u64| block(&heaps.segments, addr).is_some();
-    let mut by_distance: HashMap<u64, Vec<(u64, bool)>> = HashMap::new();
+fn of_threads(
+    memory: &dyn MemoryReader,
+    threads: &[ThreadState],
+    heaps: &Heaps,
+) -> Option<HashSet<u64>> {
+    let is_block = |addr: u64| is_block(heaps, addr);
+    // The block, whether it reads as a cache, and how many chunks it has.
+    let mut by_distance: HashMap<u64, Vec<(u64, bool, usize)>> = HashMap::new();
+    let mut read = false;
     for thread in threads.iter().filter(|t| t.tcb.0 > STATIC_TLS) {
         // The first thread's may begin the mapping.
         let region = memory.map().find(thread.tcb).map_or(0, |r| r.range.start.0);
         let low = (thread.tcb.0 - STATIC_TLS).max(region);
-        for (i, word) in read_words(memory, low, thread.tcb.0 - low)
-            .iter()
-            .enumerate()
-        {
+        let words = read_words(memory, low, thread.tcb.0 - low);
+        read |= !words.is_empty();
+        for (i, word) in words.iter().enumerate() {
             let found = block(&heaps.segments, *word);
             let Some(cache) = found.filter(|found| shape(found.size).is_some()) else {
                 continue;
@@ -182,16 +218,23 @@ fn of_threads(memory: &dyn MemoryReader, threads: &[ThreadState], heaps: &Heaps)
             let distance = thread.tcb.0 - low - 8 * i as u64;
             let mut chunks = HashSet::new();
             let fits = in_cache(memory, *cache, true, &is_block, &mut chunks);
-            by_distance.entry(distance).or_default().push((*word, fits));
+            let cache = (*word, fits, chunks.len());
+            by_distance.entry(distance).or_default().push(cache);
         }
     }
-    let fitting = |caches: &Vec<(u64, bool)>| caches.iter().filter(|(_, fits)| *fits).count();
+    let fitting = |caches: &Vec<(u64, bool, usize)>| {
+        let fitting = caches.iter().filter(|(_, fits, _)| *fits);
+        // A block of zeros reads as an empty cache.
+        (fitting.clone().count(), fitting.map(|(_, _, n)| *n).sum())
+    };
     let best = by_distance.iter().max_by_key(|(distance, caches)| {
-        (fitting(caches), caches.len(), std::cmp::Reverse(**distance))
+        let (count, chunks): (usize, usize) = fitting(caches);
+        let nearest = std::cmp::Reverse(**distance);
+        (count, chunks, caches.len(), nearest)
     });
-    best.filter(|(_, caches)| fitting(caches) > 0)
-        .map(|(_, caches)| caches.iter().map(|(cache, _)| *cache).collect())
-        .unwrap_or_default()
+    let best = best.filter(|(_, caches)| fitting(caches).0 > 0);
+    let caches = best.into_iter().flat_map(|(_, caches)| caches);
+    read.then(|| caches.map(|(cache, ..)| *cache).collect())
 }
 
 /// Puts the user's addresses of the chunks in the thread cache that the block
@@ -222,7 +265,7 @@ fn in_cache(
         let word = counts.get((bit / 64) as usize).copied().unwrap_or(0);
         ((word >> (bit % 64)) & ((1 << (width * 8)) - 1)) as usize
     };
-    let most = if likely { MOST_CACHED } else { CACHED };
+    let most = if likely { MOST_CACHED } else { CACHED[1] };
     let mut fits = lists.len() == bins;
     let mut room = None;
     for (bin, head) in lists.iter().enumerate() {
@@ -247,7 +290,7 @@ fn in_cache(
         }
     }
     // A block of zeros is no cache.
-    fits && (likely || room.is_none_or(|room| room == CACHED))
+    fits && (likely || room.is_none_or(|room| CACHED.contains(&room)))
 }
 
 /// A list of free chunks.

@@ -5,11 +5,13 @@
 //! ```
 //! The chunk begins with the mapping, or later where an alignment was asked
 //! for (then what lies before was a chunk's beginning, and may look like one).
+//! It ends with the mapping; since 2.43 it counts 16 bytes less, of which its
+//! user has 8.
 //! The kernel joins mappings, so a block may begin at any page; which pages are
 //! tried depends on how many blocks the allocator says there are.
 
 use super::segments::Found;
-use super::state::{IS_MMAPPED, MIN_CHUNK, SIZE_FLAGS};
+use super::state::{IS_MMAPPED, MIN_CHUNK, SIZE_FLAGS, TAIL, mapped_extent};
 use crate::regions::{Class, Classified};
 use crate::words::Words;
 use leakscope_memory::MemoryReader;
@@ -40,44 +42,76 @@ pub(super) fn find(
         .flat_map(|r| subtract(r.range, &heaps))
         .collect();
     let mut words = Words::new(memory);
-    let mut found = Vec::new();
+    let excess = |found: &[(Range, Found)]| said.map_or(Some(0), |said| excess(said, found));
+    let mut first = Vec::new();
     for place in &places {
-        side_by_side(&mut words, *place, &mut found);
+        side_by_side(&mut words, *place, &mut first);
     }
-    if said.is_none_or(|said| said == sum(&found)) {
-        return found;
+    if excess(&first) == Some(0) {
+        return first;
     }
-    let mut thorough = Vec::new();
-    for place in &places {
-        at_any_page(&mut words, *place, &mut thorough);
+    let mut all = vec![first];
+    for headers in [Headers::True, Headers::Left] {
+        let mut found = Vec::new();
+        for place in &places {
+            at_any_page(&mut words, *place, headers, &mut found);
+        }
+        all.push(found);
+        if all.last().and_then(|found| excess(found)) == Some(0) {
+            break;
+        }
     }
-    if said.is_some_and(|said| said == sum(&thorough)) {
-        return thorough;
-    }
-    found
+    // The one that agrees best; if none does, what is certain.
+    let best = all.iter().enumerate().rev();
+    let best = best.filter_map(|(i, found)| Some((excess(found)?, i)));
+    let best = best.min_by_key(|(excess, _)| *excess).map_or(0, |(_, i)| i);
+    all.swap_remove(best)
 }
 
-fn sum(found: &[(Range, Found)]) -> (u64, u64) {
-    let bytes = found.iter().map(|(range, _)| range.len()).sum();
-    (found.len() as u64, bytes)
+/// What a header at the beginning of a mapping is worth, where another one
+/// behind it names that beginning, too.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Headers {
+    /// Both lead to the same end.
+    True,
+    /// It was left behind when realloc moved or cut the block.
+    Left,
+}
+
+/// Bytes that malloc counts beyond those of `found`; `None` when that cannot be
+/// all that there is.
+pub(super) fn excess((count, bytes): (u64, u64), found: &[(Range, Found)]) -> Option<u64> {
+    let sum: u64 = found.iter().map(|(range, _)| range.len()).sum();
+    let more = bytes.checked_sub(sum);
+    // glibc 2.43 adds 16 too many each time it moves such a block, and never
+    // takes them back.
+    let of_2_43 = |(range, block): &(Range, Found)| range.end.0 != block.addr + block.size;
+    let drifts = found.is_empty() || found.iter().any(of_2_43);
+    let more = more.filter(|more| *more == 0 || drifts && more.is_multiple_of(16));
+    more.filter(|_| count == found.len() as u64)
 }
 
 /// Blocks from the beginning of `place` on, one behind the other.
 fn side_by_side(words: &mut Words<'_>, place: Range, found: &mut Vec<(Range, Found)>) {
     let mut at = place.start.0;
-    while let Some(block) = mapped_at(words, at, place.end.0, MAX_ALIGN) {
+    while let Some(block) = mapped_at(words, at, place.end.0, MAX_ALIGN, Headers::True) {
         at = block.0.end.0;
         found.push(block);
     }
 }
 
 /// Blocks wherever one can begin.
-fn at_any_page(words: &mut Words<'_>, place: Range, found: &mut Vec<(Range, Found)>) {
+fn at_any_page(
+    words: &mut Words<'_>,
+    place: Range,
+    headers: Headers,
+    found: &mut Vec<(Range, Found)>,
+) {
     let Some(mut at) = place.start.0.checked_next_multiple_of(PAGE) else {
         return;
     };
     while at < place.end.0 {
-        match mapped_at(words, at, place.end.0, MAX_ALIGN_ANYWHERE) {
+        match mapped_at(words, at, place.end.0, MAX_ALIGN_ANYWHERE, headers) {
             Some(block) => {
                 at = block.0.end.0;
                 found.push(block);
@@ -93,11 +127,13 @@ fn mapped_at(
     start: u64,
     end: u64,
     max_align: u64,
+    headers: Headers,
 ) -> Option<(Range, Found)> {
     let plain = chunk(words, start, start, end);
     // Where an alignment was asked for, the header of the whole mapping is left
     // behind, and both end at the same place.
-    let stop = plain.map(|(range, _)| range.end.0);
+    let stop = plain.filter(|_| headers == Headers::True);
+    let stop = stop.map(|(range, _)| range.end.0);
     let mut align = 32;
     while align <= max_align {
         let aligned = start.checked_add(16)?.checked_next_multiple_of(align)?;
@@ -124,16 +160,16 @@ fn mapped_at(
 fn chunk(words: &mut Words<'_>, start: u64, at: u64, end: u64) -> Option<(Range, Found)> {
     let header = words.at(at.checked_add(8)?)?;
     let size = header & !SIZE_FLAGS;
-    let stop = at.checked_add(size)?;
+    let (offset, stop) = mapped_extent(at, words.at(at)?, header)?;
     let fits = header & SIZE_FLAGS == IS_MMAPPED
         && size >= MIN_CHUNK
         && stop <= end
-        && stop.is_multiple_of(PAGE)
-        && words.at(at)? == at - start;
+        && offset == at - start;
+    let tail = stop - (at + size);
     fits.then(|| {
         let block = Found {
             addr: at + 16,
-            size: size - 16,
+            size: size - 16 + if tail == TAIL { 8 } else { 0 },
         };
         (Range::new(start, stop), block)
     })

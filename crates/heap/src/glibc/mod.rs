@@ -10,6 +10,7 @@
 //! every heap, follows the lists of free chunks that look used, and compares
 //! what it found with the allocator's own sums.
 
+mod arena;
 mod lists;
 mod mapped;
 mod segments;
@@ -22,8 +23,9 @@ use leakscope_memory::MemoryReader;
 use leakscope_memory::ranges::joined;
 use leakscope_model::{Range, ThreadState};
 
+pub use arena::{Arena, main_arenas, top_end};
 pub use segments::{Found, Free, FreePlace, HEAD, Segment, arena_heaps, likely_starts};
-pub use state::{ARENA_HEAP, chunks_lead, main_arenas, mapped_chunk, top_end};
+pub use state::{ARENA_HEAP, chunks_lead, mapped_chunk};
 
 /// From a chunk to the block in it, bytes.
 pub const CHUNK_HEADER: u64 = 16;
@@ -86,9 +88,8 @@ impl Heaps {
 
     /// As many mapped blocks were found as there are.
     pub fn mapped_agree(&self) -> bool {
-        let bytes = self.mapped.iter().map(|(range, _)| range.len()).sum();
         self.said_mapped
-            .is_none_or(|said| said == (self.mapped.len() as u64, bytes))
+            .is_none_or(|said| mapped::excess(said, &self.mapped).is_some())
     }
 }
 
@@ -100,28 +101,29 @@ pub fn walk(memory: &dyn MemoryReader, threads: &[ThreadState]) -> Heaps {
     let (brk, thread_heaps) = heap_regions(memory, &regions);
     let params = arenas
         .first()
-        .and_then(|arena| state::params(memory, &regions, *arena, &brk));
-    let mut heaps = segments::walk(memory, &regions, &brk, &arenas, &thread_heaps, params);
-    lists::take_out(memory, threads, &arenas, &mut heaps);
-    heaps.missing_arenas = missing(memory, &heaps.arenas);
+        .and_then(|arena| state::params(memory, &regions, arena, &brk));
+    let all = segments::all_arenas(memory, &arenas, &thread_heaps);
+    let mut heaps = segments::walk(memory, &regions, &brk, &arenas, &all, &thread_heaps, params);
+    heaps.missing_arenas = missing(memory, &all);
     heaps.said_mapped = params.map(|p| (p.mapped, p.mapped_bytes));
     heaps.mapped = mapped::find(memory, &regions, &thread_heaps, heaps.said_mapped);
+    lists::take_out(memory, threads, &all, &mut heaps);
     heaps
 }
 
 /// Arenas in the ring that begins with the first, but not among `arenas`.
-fn missing(memory: &dyn MemoryReader, arenas: &[ArenaSum]) -> u32 {
+fn missing(memory: &dyn MemoryReader, arenas: &[Arena]) -> u32 {
     let Some(first) = arenas.first() else {
         return 0;
     };
     let mut missing = 0;
-    let mut at = first.at;
+    let mut at = first.address();
     for _ in 0..MOST_ARENAS {
-        at = match state::next(memory, at) {
-            Some(next) if next != first.at && next != 0 => next,
+        at = match first.next_of(memory, at) {
+            Some(next) if next != first.address() && next != 0 => next,
             _ => break,
         };
-        missing += u32::from(!arenas.iter().any(|arena| arena.at == at));
+        missing += u32::from(!arenas.iter().any(|arena| arena.address() == at));
     }
     missing
 }
@@ -131,7 +133,7 @@ fn missing(memory: &dyn MemoryReader, arenas: &[ArenaSum]) -> u32 {
 const MOST_ARENAS: usize = 1 << 14;
 
 /// The main arenas among the data of modules.
-pub fn arenas(memory: &dyn MemoryReader, regions: &[Classified]) -> Vec<Range> {
+pub fn arenas(memory: &dyn MemoryReader, regions: &[Classified]) -> Vec<Arena> {
     regions
         .iter()
         .filter(|region| matches!(region.class, Class::Data | Class::Bss))

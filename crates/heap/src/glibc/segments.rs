@@ -7,8 +7,8 @@
 //! heap that was left. A free chunk of a bin is known by the flag in the next;
 //! those in fastbins and in a thread's cache look used (see `lists`).
 
-use super::state::{self, IS_MMAPPED, MIN_CHUNK, Params, SIZE_FLAGS};
-use super::{ARENA_HEAP, ArenaSum, Heaps, top_end};
+use super::state::{self, ARENA_ALIGN, IS_MMAPPED, MIN_CHUNK, Params, SIZE_FLAGS};
+use super::{ARENA_HEAP, Arena, ArenaSum, Heaps, top_end};
 use crate::regions::{Class, Classified};
 use crate::words::{Words, read_words};
 use leakscope_memory::MemoryReader;
@@ -81,19 +81,20 @@ pub struct Segment {
     pub free: Vec<Free>,
 }
 
-/// Walks all heaps. `brk` are `[heap]`s, `thread_heaps` the parts in use of
-/// thread arenas' heaps.
+/// Walks all heaps. `brk` are `[heap]`s, `arenas` the main ones among `all`,
+/// `thread_heaps` the parts in use of thread arenas' heaps.
 pub(super) fn walk(
     memory: &dyn MemoryReader,
     regions: &[Classified],
     brk: &[Range],
-    arenas: &[Range],
+    arenas: &[Arena],
+    all: &[Arena],
     thread_heaps: &[Range],
     params: Option<Params>,
 ) -> Heaps {
     let mut heaps = Heaps::default();
     let base = params.map_or(0, |p| p.sbrk_base);
-    let main = arenas.first().map_or(0, |arena| arena.start.0);
+    let main = arenas.first().map_or(0, Arena::address);
     let mut between = 0;
     for heap in brk {
         let parts = brk_segments(memory, *heap, arenas, base);
@@ -117,31 +118,25 @@ pub(super) fn walk(
     for arena in arenas {
         let elsewhere = mapped_top(memory, regions, *arena, brk);
         heaps.segments.extend(elsewhere.map(|segment| Segment {
-            arena: arena.start.0,
+            arena: arena.address(),
             ..segment
         }));
     }
     for heap in thread_heaps {
-        match arena_segment(memory, *heap) {
+        match arena_segment(memory, all, *heap) {
             Some(segment) => heaps.segments.push(segment),
             None => heaps.unwalked.push(*heap),
         }
     }
     heaps.segments.sort_unstable_by_key(|heap| heap.range);
-    let mut all: Vec<u64> = arenas.iter().map(|a| a.start.0).collect();
-    for heap in thread_heaps {
-        let arena = memory.read_u64(heap.start).unwrap_or(0);
-        if !all.contains(&arena) {
-            all.push(arena);
-        }
-    }
     heaps.arenas = all
-        .into_iter()
-        .filter_map(|at| {
+        .iter()
+        .filter_map(|arena| {
+            let at = arena.address();
             let own = heaps.segments.iter().filter(|s| s.arena == at);
             Some(ArenaSum {
                 at,
-                said: state::read(memory, at)?.system_mem,
+                said: arena.system_mem(memory)?,
                 found: own.map(|s| s.range.len()).sum::<u64>()
                     + if at == main { between } else { 0 },
             })
@@ -153,13 +148,33 @@ pub(super) fn walk(
     heaps
 }
 
+/// The main arenas and those of the threads' heaps, which were looked at when
+/// the heaps were found.
+pub(super) fn all_arenas(
+    memory: &dyn MemoryReader,
+    main: &[Arena],
+    thread_heaps: &[Range],
+) -> Vec<Arena> {
+    let mut all = main.to_vec();
+    for heap in thread_heaps {
+        let at = memory.read_u64(heap.start).unwrap_or(0);
+        if !all.iter().any(|arena| arena.address() == at) {
+            all.extend(match main.first() {
+                Some(main) => main.like(at),
+                None => Arena::at(memory, at),
+            });
+        }
+    }
+    all
+}
+
 /// Walks `[heap]`: up to the end of the top chunk or, when the top is
 /// elsewhere, to its own end. Where the program moved the break itself, the
 /// part before ends with fence posts, and another begins behind its memory.
 fn brk_segments(
     memory: &dyn MemoryReader,
     heap: Range,
-    arenas: &[Range],
+    arenas: &[Arena],
     base: u64,
 ) -> Vec<Segment> {
     let ends = arenas.iter().filter_map(|a| top_end(memory, *a));
@@ -251,7 +266,7 @@ pub fn likely_starts(words: &mut Words<'_>, start: u64, end: u64) -> Vec<u64> {
 fn mapped_top(
     memory: &dyn MemoryReader,
     regions: &[Classified],
-    arena: Range,
+    arena: Arena,
     brk: &[Range],
 ) -> Option<Segment> {
     let end = top_end(memory, arena)?;
@@ -272,29 +287,28 @@ fn mapped_top(
 /// The heaps of thread arenas in `range`: of each the part in use.
 pub fn arena_heaps(memory: &dyn MemoryReader, range: Range) -> Vec<Range> {
     let mut found = Vec::new();
-    let mut at = range.start.0.checked_next_multiple_of(ARENA_HEAP);
+    let mut at = range.start.0.checked_next_multiple_of(ARENA_ALIGN);
     while let Some(start) = at.filter(|start| *start < range.end.0) {
         found.extend(state::arena_heap(memory, start));
-        at = start.checked_add(ARENA_HEAP);
+        at = start.checked_add(ARENA_ALIGN);
     }
     found
 }
 
 /// Walks the heap of a thread arena: `heap` is its part in use.
-fn arena_segment(memory: &dyn MemoryReader, heap: Range) -> Option<Segment> {
+fn arena_segment(memory: &dyn MemoryReader, all: &[Arena], heap: Range) -> Option<Segment> {
     let info = read_words(memory, heap.start.0, 24);
     let arena = *info.first()?;
     let end = heap.start.0.checked_add(*info.get(2)?)?;
     // Its first heap holds the arena itself.
-    let state = if arena
-        .checked_sub(heap.start.0)
-        .is_some_and(|d| d < ARENA_HEAD)
-    {
-        arena - heap.start.0 + state::STATE
+    let own = arena.checked_sub(heap.start.0);
+    let begin = if own.is_some_and(|d| d < ARENA_HEAD) {
+        let own = all.iter().find(|a| a.address() == arena);
+        own?.range.end.0
     } else {
-        32
+        heap.start.0.checked_add(32)?
     };
-    let first = heap.start.0.checked_add(state.next_multiple_of(16))?;
+    let first = begin.checked_next_multiple_of(16)?;
     let starts = (first..end.min(first.saturating_add(ARENA_HEAD))).step_by(16);
     let found = first_walk(&mut Words::new(memory), starts, end, ARENA_HEAP)?;
     Some(Segment {

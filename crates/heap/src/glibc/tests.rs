@@ -227,6 +227,153 @@ fn the_cache_of_2_42_counts_the_room_left() {
 }
 
 #[test]
+fn a_cache_may_be_a_chunk_larger_than_it_needs() {
+    let (mut process, users) = Process::new(&[0x31, 0x2a1, 0x41, 0x41]);
+    process.cache(users[1], &[(2, &[users[2]])]);
+    process.arena(&[0], (0, 0));
+    assert_eq!(blocks(&process.walk()), [users[0], users[3]]);
+}
+
+#[test]
+fn zeros_are_no_cache_where_threads_tell_theirs() {
+    // The first block of the heap, and one that a word nearer to the thread's
+    // control block points to.
+    let (mut process, users) = Process::new(&[0x301, 0x291, 0x291, 0x41]);
+    process.cache(users[1], &[(2, &[users[3]])]);
+    process.memory.words(TCB - 0x10, &[users[2]]);
+    process.arena(&[0], (0, 0));
+    assert_eq!(blocks(&process.walk()), [users[0], users[2]]);
+}
+
+/// The main arena as of 2.43, which has no fastbins, with all bins empty.
+fn arena_of_2_43(process: &mut Process, next: u64) -> u64 {
+    let bins = ARENA + 24;
+    for bin in 0..127 {
+        let pair = bins + 16 * bin;
+        process.memory.words(pair, &[pair - 16, pair - 16]);
+    }
+    let top = process.top;
+    process
+        .memory
+        .words(bins - 16, &[top])
+        .words(bins + 2048, &[next])
+        .words(bins + 2072, &[END - BREAK, END - BREAK]);
+    bins
+}
+
+#[test]
+fn arenas_of_2_43_have_no_fastbins() {
+    let (mut process, users) = Process::new(&[0x301, 0x41, 0x41]);
+    process.memory.words(TCB - 0x48, &[users[0]]);
+    process
+        .memory
+        .words(users[0], &[0x0010_0010_0010_0010; 19])
+        .words(users[0], &[0x0010_000f_0010_0010])
+        .words(users[0] + 152 + 16, &[users[2]]);
+    process.list(&[users[2]], 0);
+    // What lies before is another variable.
+    process.memory.words(ARENA - 88, &[users[1] - 16]);
+    let bins = arena_of_2_43(&mut process, ARENA);
+    let heaps = process.walk();
+    assert_eq!(blocks(&heaps), [users[1]]);
+    assert_eq!((heaps.caches, heaps.arenas[0].at), (1, bins - 24));
+    assert!(heaps.is_consistent(), "{heaps:?}");
+    let arena = arenas(&process.memory, &regions::classify(process.memory.map()));
+    assert_eq!(arena[0].range, Range::new(ARENA, ARENA + 2112));
+}
+
+#[test]
+fn mapped_blocks_of_2_43_end_before_their_mapping() {
+    let (mut process, _) = Process::new(&[0x291]);
+    let at = MAPPED;
+    arena_of_2_43(&mut process, ARENA);
+    // Plain; aligned to 8192, with the header that was left behind; and that of
+    // a mapping of huge pages.
+    process
+        .memory
+        .words(at, &[0, 0x2ff0 | 2])
+        .words(at + 0x3000, &[0, 0x3ff0 | 2])
+        .words(at + 0x4ff0 - 0x1000, &[0xff0, 0x3000 | 2])
+        .words(at + 0x7000, &[1, 0x1ff0 | 2]);
+    let params = |process: &mut Process, bytes: u64| {
+        let words = [3 << 32, 65536 | 9 << 32, 1, bytes, bytes, BREAK];
+        process.memory.words(PARAMS, &words);
+    };
+    let found = |heaps: &Heaps| -> Vec<(u64, u64)> {
+        heaps.mapped.iter().map(|(_, f)| (f.addr, f.size)).collect()
+    };
+    let all = [
+        (at + 16, 0x2fe8),
+        (at + 0x4000, 0x2ff8),
+        (at + 0x7010, 0x1fe8),
+    ];
+    params(&mut process, 0x9000);
+    let heaps = process.walk();
+    assert_eq!(found(&heaps), all);
+    assert!(heaps.is_consistent());
+    // Each realloc counts 16 bytes too many.
+    params(&mut process, 0x9000 + 32);
+    assert!(process.walk().is_consistent());
+    params(&mut process, 0x8000);
+    assert!(!process.walk().is_consistent());
+}
+
+#[test]
+fn a_header_that_realloc_left_behind_is_not_believed() {
+    let (mut process, _) = Process::new(&[0x291]);
+    // Aligned to 64, then made larger; another block behind.
+    process
+        .memory
+        .words(MAPPED, &[0, 0x2000 | 2])
+        .words(MAPPED + 48, &[48, (0x5000 - 48) | 2])
+        .words(MAPPED + 0x5000, &[0, 0x1000 | 2]);
+    process.arena(&[0], (2, 0x6000));
+    let heaps = process.walk();
+    let found: Vec<u64> = heaps.mapped.iter().map(|(_, f)| f.addr).collect();
+    assert_eq!(found, [MAPPED + 64, MAPPED + 0x5010]);
+    assert!(heaps.is_consistent());
+}
+
+#[test]
+fn a_mapped_block_in_a_cache_is_free() {
+    let (mut process, users) = Process::new(&[0x301, 0x41]);
+    process.memory.words(TCB - 0x48, &[users[0]]);
+    process
+        .memory
+        .words(users[0], &[0x0007_0007_0007_0007; 19])
+        .words(users[0] + 16 * 8, &[0x0007_0007_0006_0007])
+        .words(users[0] + 152 + 65 * 8, &[MAPPED + 16])
+        .words(MAPPED, &[0, 0x2ff0 | 2])
+        .words(MAPPED + 0x3000, &[0, 0x1ff0 | 2]);
+    process.list(&[MAPPED + 16], 0);
+    process.arena(&[0], (2, 0x5000));
+    let heaps = process.walk();
+    assert_eq!(blocks(&heaps), [users[1]]);
+    assert_eq!(heaps.mapped.len(), 1);
+    assert!(places(&heaps).contains(&(MAPPED + 16, FreePlace::Cache)));
+    assert!(heaps.is_consistent(), "{heaps:?}");
+}
+
+#[test]
+fn an_arena_of_a_heap_in_pieces_has_hardly_an_empty_bin() {
+    // A free chunk for every bin but the last.
+    let headers: Vec<u64> = (0..126).flat_map(|_| [0x41, 0x30]).collect();
+    let (mut process, users) = Process::new(&headers);
+    process.arena(&[0], (0, 0));
+    for bin in 0..126 {
+        let pair = ARENA + 112 + 16 * bin;
+        let chunk = users[2 * bin as usize] - 16;
+        process.memory.words(pair, &[chunk, chunk]);
+        process.memory.words(chunk + 16, &[pair - 16, pair - 16]);
+    }
+    let heaps = process.walk();
+    assert_eq!(heaps.arenas.len(), 1);
+    let free = places(&heaps);
+    assert_eq!((free.len(), blocks(&heaps).len()), (127, 126));
+    assert!(heaps.is_consistent(), "{heaps:?}");
+}
+
+#[test]
 fn an_arena_that_has_more_than_was_found_is_told() {
     let (mut process, _) = Process::new(&[0x291, 0x31]);
     process.system_mem += 0x21000;

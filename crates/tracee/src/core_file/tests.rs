@@ -111,7 +111,11 @@ impl Machine {
     fn open(&self, bytes: &[u8]) -> Result<CoreFile, CoreError> {
         let path = self.folder.path().join("core");
         File::create(&path).unwrap().write_all(bytes).unwrap();
-        CoreFile::open(&path, self.folder.path(), None)
+        let root = self.folder.path().to_owned();
+        CoreFile::read(File::open(path)?, &mut |path, _| {
+            let path = String::from_utf8_lossy(path).into_owned();
+            File::open(root.join(path.trim_start_matches('/'))).ok()
+        })
     }
 }
 
@@ -203,27 +207,96 @@ fn other_files_are_refused() {
         (with(16, 3), "program or library"),
         (with(18, 183), "not from an x86-64"),
         (with(4, 1), "not from an x86-64"),
-        (b"\x1f\x8b\x08\0".to_vec(), "compressed"),
-        (b"\x28\xb5\x2f\xfd\0".to_vec(), "compressed"),
     ] {
         let text = refused(&bytes);
         assert!(text.contains(word), "{text}");
     }
-    let missing = CoreFile::open(Path::new("/no/such/core"), Path::new("/"), None);
-    assert!(matches!(missing, Err(CoreError::Io(_))));
-    let folder = CoreFile::open(machine.folder.path(), Path::new("/"), None);
-    assert!(folder.is_err());
+    let folder = File::open(machine.folder.path()).unwrap();
+    assert!(CoreFile::read(folder, &mut |_, _| None).is_err());
+}
+
+/// The beginning of an ELF file with this build id, as it lies in memory.
+fn module(id: u8) -> Vec<u8> {
+    let mut out = b"\x7fELF\x02\x01".to_vec();
+    out.resize(64, 0);
+    out[32..40].copy_from_slice(&64u64.to_le_bytes());
+    out[54..58].copy_from_slice(&[56, 0, 1, 0]);
+    for word in [u64::from(PT_NOTE), 120, 120, 0, 36, 36, 4] {
+        out.extend(word.to_le_bytes());
+    }
+    for word in [4u32, 20, 3] {
+        out.extend(word.to_le_bytes());
+    }
+    out.extend(b"GNU\0");
+    out.extend([id; 20]);
+    out.resize(0x3000, 9);
+    out
 }
 
 #[test]
-fn pipes_among_the_mapped_files_are_not_opened() {
+fn a_file_of_another_build_is_not_used() {
     let machine = Machine::new();
-    std::fs::remove_file(machine.folder.path().join("bin/httpd")).unwrap();
-    let fifo = machine.folder.path().join("bin/httpd");
-    let made = std::process::Command::new("mkfifo").arg(&fifo).status();
-    assert!(made.unwrap().success());
-    let core = machine.open(&example()).unwrap();
-    assert_eq!(byte(&core, TEXT + 0x1000), None);
+    let notes = files(&[
+        (TEXT, TEXT + 0x1000, 0, "/bin/httpd"),
+        (TEXT + 0x1000, TEXT + 0x2000, 1, "/bin/httpd"),
+        (DATA, DATA + 0x1000, 0, "/lib/gone.so"),
+    ]);
+    let notes = [status(4711, 11, STACK, 0x7777), notes].concat();
+    let begin = module(7);
+    let loads: [(u64, u32, u64, &[u8]); 3] = [
+        (TEXT, 5, 0x1000, &begin[..0x1000]),
+        (TEXT + 0x1000, 5, 0x1000, &[]),
+        (DATA, 5, 0x1000, &[]),
+    ];
+    let bytes = core(&notes, &loads);
+    let program = machine.folder.path().join("bin/httpd");
+    let cut = [&module(7)[..64], &[0; 0x2fc0]].concat();
+    for (file, used) in [(module(7), true), (module(8), false), (cut, false)] {
+        std::fs::write(&program, file).unwrap();
+        let core = machine.open(&bytes).unwrap();
+        assert_eq!(byte(&core, TEXT + 0x1000), used.then_some(9));
+        let absent = core.absent();
+        assert_eq!(absent.last().unwrap().0, b"/lib/gone.so");
+        assert_eq!(absent.last().unwrap().1, Absence::Missing);
+        let replaced = (b"/bin/httpd".to_vec(), Absence::Replaced);
+        assert_eq!(absent.contains(&replaced), !used);
+    }
+    // Without a build id, the header tells.
+    let mut plain = begin.clone();
+    plain[56] = 0;
+    let bytes = core_with(&notes, &plain);
+    for (entry, used) in [(0, true), (1, false)] {
+        plain[24] = entry;
+        std::fs::write(&program, &plain).unwrap();
+        let core = machine.open(&bytes).unwrap();
+        assert_eq!(byte(&core, TEXT + 0x1000), used.then_some(9));
+    }
+}
+
+fn core_with(notes: &[u8], begin: &[u8]) -> Vec<u8> {
+    core(
+        notes,
+        &[
+            (TEXT, 5, 0x1000, &begin[..0x1000]),
+            (TEXT + 0x1000, 5, 0x1000, &[]),
+        ],
+    )
+}
+
+#[test]
+fn the_executable_is_where_its_headers_are() {
+    let mut auxv = Vec::new();
+    for word in [6u64, 4096, 3, DATA + 0x40, 0, 0] {
+        auxv.extend(word.to_le_bytes());
+    }
+    let mut notes = status(4711, 11, STACK, 0x7777);
+    notes.extend(note(NT_AUXV, &auxv));
+    notes.extend(files(&[
+        (TEXT, TEXT + 0x1000, 0, "/lib/ld.so"),
+        (DATA, DATA + 0x1000, 0, "/bin/httpd"),
+    ]));
+    let core = Machine::new().open(&core(&notes, &[])).unwrap();
+    assert_eq!(core.executable(), b"/bin/httpd");
 }
 
 proptest! {
