@@ -7,6 +7,7 @@
 
 mod core;
 mod environs;
+mod find;
 mod holders;
 mod looks;
 mod modules;
@@ -262,7 +263,7 @@ impl Picture {
                 plan: &plan,
                 pointers,
             };
-            holders::find(&input, &grouped, asked.holders, wanted)
+            holders::find(&input, &heaps, &grouped, asked.holders, wanted)
         });
         let residence = usage.map(|usage| {
             let resident = |range| usage.resident(range);
@@ -377,6 +378,7 @@ fn section(content: bool, facts: environs::Facts, found: Found) -> ProcessReport
         loss,
         leaks,
         largest: named.largest,
+        found: named.found,
         mappings: Vec::new(),
         errors: Vec::new(),
         coverage: Coverage {
