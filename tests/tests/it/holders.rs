@@ -4,7 +4,7 @@ use std::process::Command;
 
 use leakscope_e2e::run::Done;
 use leakscope_e2e::{Outcome, Section};
-use leakscope_testkit::{Target, compile_c};
+use leakscope_testkit::{Need, Target, compile_c, need};
 use libtest_mimic::Trial;
 use serde_json::Value;
 
@@ -13,7 +13,8 @@ use crate::trial;
 
 type Case = (&'static str, fn() -> Outcome);
 
-const CASES: [Case; 6] = [
+const CASES: [Case; 7] = [
+    ("the_middle_of_a_block", the_middle_of_a_block),
     ("an_address_is_told", an_address_is_told),
     ("addresses_that_are_none", addresses_that_are_none),
     ("the_largest_are_what_would_be_freed", the_largest),
@@ -168,6 +169,55 @@ fn stripped_programs() -> Outcome {
             && root["module"].as_str().is_some_and(|m| !m.is_empty()),
         || format!("{root:#}"),
     )
+}
+
+/// A block that only a pointer into it is left of.
+const POSSIBLE: &str = r#"
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+struct pool { long n; char *cursor; };
+static struct pool *volatile pool;
+int main(void) {
+    pool = calloc(1, sizeof *pool);
+    pool->cursor = (char *)malloc(3001) + 1000;
+    puts("runs");
+    fflush(stdout);
+    pause();
+    return 0;
+}
+"#;
+
+/// It is shown by default, and so is who points into it; from a core file, too.
+fn the_middle_of_a_block() -> Outcome {
+    let program = compile_c(POSSIBLE, &[]);
+    let mut target = Target::spawn(&mut program.command());
+    target.expect_line("runs");
+    let of = |section: &Section| {
+        let holder = &of_bytes(section, 3016)?["holder"];
+        let path = &holder["path"];
+        ensure(
+            holder["root"]["variable"] == "pool"
+                && path[0]["offset"] == 8
+                && path[1]["into"] == 1000
+                && path[2].is_null(),
+            || format!("{holder:#}"),
+        )
+    };
+    of(&section(&target, &[])?)?;
+    if !need(Need::Program("gdb")) {
+        return Ok(());
+    }
+    let place = tempfile::tempdir().map_err(|e| format!("make a folder: {e}"))?;
+    let core = place.path().join("core").to_string_lossy().into_owned();
+    let pid = target.pid().to_string();
+    Command::new("gdb")
+        .args(["-nx", "-batch", "-p", &pid, "-ex", &format!("gcore {core}")])
+        .output()
+        .map_err(|e| format!("start gdb: {e}"))?;
+    let done = check(&["--format", "json", &core])?;
+    let saved = Section::all(&text(&done))?;
+    of(saved.first().ok_or("no section")?)
 }
 
 /// What `--find` says of an address.
@@ -404,8 +454,11 @@ fn what_grows_has_a_holder() -> Outcome {
         })?;
     }
     let shown = text(&check(&["--wait", "900ms", "--every", "150ms", &pid])?);
-    ensure(
-        shown.contains("held by: global variable sessions of "),
-        || shown.clone(),
-    )
+    for part in [
+        "held by: global variable sessions of ",
+        "next: look at who adds to what is held by global variable sessions of ",
+    ] {
+        ensure(shown.contains(part), || format!("no '{part}' in\n{shown}"))?;
+    }
+    Ok(())
 }

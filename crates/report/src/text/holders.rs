@@ -50,16 +50,15 @@ fn retaining(page: &mut Page<'_>, nth: usize, entry: &Retaining) -> io::Result<(
         Some(name) => format!("type {}", escape(name)),
         None => escape(&entry.shape).into_owned(),
     };
-    let own = match (entry.address, entry.own.blocks) {
-        (Some(at), _) => format!("at {at}"),
-        (None, 1) => "1 block".to_owned(),
-        (None, blocks) => format!("{} blocks", quantity::count(blocks)),
-    };
     let size = quantity::bytes(entry.own.bytes);
+    let own = match entry.address {
+        Some(at) => format!("at {at}, {size} of its own"),
+        None => format!("{size} in {}", quantity::counted(entry.own.blocks, "block")),
+    };
     page.paragraph(
         2,
         4,
-        &format!("{nth}: {all} in {blocks} with {what} ({own}, {size} of its own)"),
+        &format!("{nth}: {all} in {blocks} with {what} ({own})"),
     )?;
     match &entry.holder {
         Some(holder) => held_by(page, holder),
