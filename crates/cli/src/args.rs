@@ -2,12 +2,14 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use leakscope_analysis::mark::Heuristics;
 use leakscope_analysis::records::Resolution;
 use leakscope_analysis::verdict::FailOn;
+use leakscope_model::Addr;
 use leakscope_report::Kinds;
 
 use crate::{duration, size};
@@ -146,6 +148,10 @@ pub const CHECK_SECTIONS: &[Section] = &[
                 "leakscope check --largest 4711",
                 "what keeps most of its memory",
             ),
+            (
+                "leakscope check --find 0x55d0c0ffee10 4711",
+                "what is there, and who holds it",
+            ),
         ],
     ),
 ];
@@ -229,6 +235,11 @@ pub struct Check {
     #[arg(help_heading = ASKED)]
     pub largest: Option<usize>,
 
+    /// Say what is at this address (0x…): block, free memory, variable, stack;
+    /// who points to it, and who holds it. May be repeated
+    #[arg(long, value_name = "ADDR", help_heading = ASKED)]
+    pub find: Vec<Address>,
+
     /// Interior pointers that hold a block like a pointer to its start:
     /// multipleinheritance, newarray, length64, stdstring, rust-rc,
     /// hashbrown, cpython-gc, kept-start, all or none, separated by commas
@@ -282,6 +293,22 @@ pub struct Snapshot {
     /// The process
     #[arg(value_name = "PID", required_unless_present = "name")]
     pub pid: Option<OsString>,
+}
+
+/// An address in hexadecimal digits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Address(pub Addr);
+
+impl FromStr for Address {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Address, String> {
+        let digits = text.strip_prefix("0x").unwrap_or(text);
+        let digits = Some(digits).filter(|d| d.bytes().all(|b| b.is_ascii_hexdigit()));
+        let number = digits.and_then(|d| u64::from_str_radix(d, 16).ok());
+        let address = number.map(|n| Address(Addr(n)));
+        address.ok_or_else(|| "an address is 0x and up to 16 hexadecimal digits".to_owned())
+    }
 }
 
 /// How `check` reads memory.

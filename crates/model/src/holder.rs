@@ -1,6 +1,6 @@
 //! Who holds a block: a root and the blocks between.
 
-use crate::{Addr, KindTotals};
+use crate::{Addr, KindTotals, LossKind};
 
 /// What kind of root holds a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -100,5 +100,92 @@ pub struct Retaining {
     /// With all that only they keep, themselves included.
     pub retained: KindTotals,
     /// Who holds them.
+    pub holder: Option<Holder>,
+}
+
+/// What an address is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PlaceKind {
+    /// In a block that the program has.
+    Block,
+    /// In a chunk that the allocator keeps for later.
+    Free,
+    /// Elsewhere in a heap: the allocator's own.
+    Allocator,
+    /// In data of an executable or library.
+    Global,
+    /// In its code or constants.
+    Code,
+    /// On a thread's stack.
+    Stack,
+    /// In thread-local storage.
+    ThreadLocal,
+    /// In other memory.
+    Mapping,
+    /// Nothing is there.
+    Unmapped,
+}
+
+/// What an address is, and what is known of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// What it is.
+    pub kind: PlaceKind,
+    /// The block, chunk or mapping around it.
+    pub start: Option<Addr>,
+    /// Its size, bytes.
+    pub bytes: Option<u64>,
+    /// How far inside it, or inside the variable, the address is.
+    pub offset: Option<u64>,
+    /// Type of the block.
+    pub type_name: Option<String>,
+    /// What the block holds.
+    pub shape: Option<String>,
+    /// What became of the block.
+    pub loss: Option<LossKind>,
+    /// Where the allocator keeps the free chunk.
+    pub kept: Option<&'static str>,
+    /// Name of the variable.
+    pub variable: Option<String>,
+    /// Name of the function whose code, or in whose frame, it is.
+    pub function: Option<String>,
+    /// Executable or library.
+    pub module: Option<String>,
+    /// Address in that ELF file.
+    pub module_offset: Option<u64>,
+    /// Thread.
+    pub thread: Option<u32>,
+    /// On a stack: below its stack pointer, so left over.
+    pub left_over: bool,
+    /// What the kernel calls the mapping.
+    pub mapping: Option<String>,
+}
+
+/// A word that points to an address that was asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PointedBy {
+    /// Of a root.
+    Root {
+        /// The root.
+        root: HolderRoot,
+        /// How far inside what is around the address it points.
+        into: u64,
+    },
+    /// In a block; its `into` is that of the pointer.
+    Block(HolderStep),
+}
+
+/// An answer to "what is at this address, and who points to it".
+#[derive(Clone, Debug, PartialEq)]
+pub struct Find {
+    /// The address.
+    pub address: Addr,
+    /// What it is.
+    pub place: Place,
+    /// Some of the words that point to what is there; roots first.
+    pub pointers: Vec<PointedBy>,
+    /// How many there are.
+    pub pointer_count: u64,
+    /// Who holds the block.
     pub holder: Option<Holder>,
 }

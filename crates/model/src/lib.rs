@@ -14,7 +14,9 @@ pub mod quantity;
 mod report;
 
 pub use addr::{Addr, Range};
-pub use holder::{Holder, HolderRoot, HolderStep, Largest, Retaining, RootKind};
+pub use holder::{
+    Find, Holder, HolderRoot, HolderStep, Largest, Place, PlaceKind, PointedBy, Retaining, RootKind,
+};
 pub use live::{
     Family, FdRecord, FreeSite, HeapTotals, LiveBlock, LiveMapping, LiveTable, LossCounters,
     ModuleId, RawFrame, RecordedError, RecordedErrorKind, RecordedModule, RootHints, StackId,

@@ -499,6 +499,8 @@ pub struct ProcessReport {
     pub leaks: Vec<Leak>,
     /// What retains most; `None` where nobody asked.
     pub largest: Option<crate::Largest>,
+    /// What is at the addresses that were asked for.
+    pub found: Vec<crate::Find>,
     /// Mapping records.
     pub mappings: Vec<MappingLeak>,
     /// Wrong releases and descriptors.

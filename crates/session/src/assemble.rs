@@ -66,6 +66,7 @@ pub(crate) fn section(
         loss: found.loss,
         leaks: found.leaks,
         largest: None,
+        found: Vec::new(),
         mappings,
         errors,
         coverage: judgement.coverage,
@@ -110,6 +111,7 @@ pub(crate) fn unrecorded(process: Unrecorded) -> ProcessReport {
         loss: LossSummary::default(),
         leaks: Vec::new(),
         largest: None,
+        found: Vec::new(),
         mappings: Vec::new(),
         errors: Vec::new(),
         coverage: Coverage {

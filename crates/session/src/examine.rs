@@ -9,6 +9,7 @@ mod containers;
 mod core;
 mod ending;
 mod environs;
+mod find;
 mod forked;
 mod holders;
 mod looks;
@@ -297,7 +298,7 @@ impl Picture {
                 plan: &plan,
                 pointers,
             };
-            holders::find(&input, &grouped, asked.holders, wanted)
+            holders::find(&input, &heaps.malloc, &grouped, asked.holders, wanted)
         });
         let residence = usage.map(|usage| {
             let resident = |range| usage.resident(range);
@@ -410,6 +411,7 @@ fn section(content: bool, facts: environs::Facts, found: Found) -> ProcessReport
         loss,
         leaks,
         largest: named.largest,
+        found: named.found,
         mappings: Vec::new(),
         errors: Vec::new(),
         coverage: Coverage {

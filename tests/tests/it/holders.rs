@@ -4,7 +4,7 @@ use std::process::Command;
 
 use leakscope_e2e::run::Done;
 use leakscope_e2e::{Outcome, Section};
-use leakscope_testkit::{Target, compile_c};
+use leakscope_testkit::{Need, Target, compile_c, need};
 use libtest_mimic::Trial;
 use serde_json::Value;
 
@@ -13,7 +13,10 @@ use crate::trial;
 
 type Case = (&'static str, fn() -> Outcome);
 
-const CASES: [Case; 4] = [
+const CASES: [Case; 7] = [
+    ("the_middle_of_a_block", the_middle_of_a_block),
+    ("an_address_is_told", an_address_is_told),
+    ("addresses_that_are_none", addresses_that_are_none),
     ("the_largest_are_what_would_be_freed", the_largest),
     ("roots_have_names", roots_have_names),
     ("stripped_programs_keep_their_exports", stripped_programs),
@@ -168,6 +171,169 @@ fn stripped_programs() -> Outcome {
     )
 }
 
+/// A block that only a pointer into it is left of.
+const POSSIBLE: &str = r#"
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+struct pool { long n; char *cursor; };
+static struct pool *volatile pool;
+int main(void) {
+    pool = calloc(1, sizeof *pool);
+    pool->cursor = (char *)malloc(3001) + 1000;
+    puts("runs");
+    fflush(stdout);
+    pause();
+    return 0;
+}
+"#;
+
+/// It is shown by default, and so is who points into it; from a core file, too.
+fn the_middle_of_a_block() -> Outcome {
+    let program = compile_c(POSSIBLE, &[]);
+    let mut target = Target::spawn(&mut program.command());
+    target.expect_line("runs");
+    let of = |section: &Section| {
+        let holder = &of_bytes(section, 3016)?["holder"];
+        let path = &holder["path"];
+        ensure(
+            holder["root"]["variable"] == "pool"
+                && path[0]["offset"] == 8
+                && path[1]["into"] == 1000
+                && path[2].is_null(),
+            || format!("{holder:#}"),
+        )
+    };
+    of(&section(&target, &[])?)?;
+    if !need(Need::Program("gdb")) {
+        return Ok(());
+    }
+    let place = tempfile::tempdir().map_err(|e| format!("make a folder: {e}"))?;
+    let core = place.path().join("core").to_string_lossy().into_owned();
+    let pid = target.pid().to_string();
+    Command::new("gdb")
+        .args(["-nx", "-batch", "-p", &pid, "-ex", &format!("gcore {core}")])
+        .output()
+        .map_err(|e| format!("start gdb: {e}"))?;
+    let done = check(&["--format", "json", &core])?;
+    let saved = Section::all(&text(&done))?;
+    of(saved.first().ok_or("no section")?)
+}
+
+/// What `--find` says of an address.
+fn found(target: &Target, address: &str) -> Result<Value, String> {
+    let section = section(target, &["--find", address])?;
+    Ok(section.at("/find/0").clone())
+}
+
+fn an_address_is_told() -> Outcome {
+    let (target, addresses) = roots(&[])?;
+    let mut addresses = addresses.split_whitespace();
+    let (table, node) = (addresses.next(), addresses.next());
+    let (table, node) = (table.ok_or("no table")?, node.ok_or("no node")?);
+    let number = |text: &str| u64::from_str_radix(text.trim_start_matches("0x"), 16);
+    let number = |text: &str| number(text).map_err(|e| format!("{text}: {e}"));
+    // The table: a global points to it.
+    let of_table = found(&target, table)?;
+    let pointer = &of_table["pointers"][0];
+    ensure(
+        of_table["place"]["kind"] == "block"
+            && of_table["place"]["bytes"] == 264
+            && of_table["place"]["offset"] == 0
+            && of_table["place"]["loss"] == "reachable"
+            && pointer["root"]["variable"] == "cache"
+            && pointer["into"] == 0
+            && of_table["holder"]["root"]["variable"] == "cache",
+        || format!("{of_table:#}"),
+    )?;
+    // The middle of a node: another node points to it.
+    let inside = format!("{:#x}", number(node)? + 40);
+    let of_node = found(&target, &inside)?;
+    let mut from = of_node["pointers"].as_array().ok_or("no pointers")?.iter();
+    ensure(
+        of_node["place"]["offset"] == 40
+            && of_node["place"]["start"] == node
+            && from.any(|p| p["block"]["bytes"] == 104 && p["block"]["offset"] == 0)
+            && of_node["holder"]["path"][0]["bytes"] == 264,
+        || format!("{of_node:#}"),
+    )?;
+    // The variable, by the way that led to the table.
+    let variable = pointer["root"]["address"].as_str().unwrap_or_default();
+    let of_variable = found(&target, variable)?;
+    ensure(
+        of_variable["place"]["kind"] == "global"
+            && of_variable["place"]["variable"] == "cache"
+            && of_variable["place"]["offset"] == 8,
+        || format!("{of_variable:#}"),
+    )?;
+    let header = format!("{:#x}", number(table)? - 8);
+    let of_header = found(&target, &header)?;
+    ensure(of_header["place"]["kind"] == "allocator", || {
+        format!("{of_header:#}")
+    })?;
+    let shown = text(&check(&[
+        "--find",
+        &inside,
+        "--find",
+        "0x10",
+        &target.pid().to_string(),
+    ])?);
+    for part in [
+        &format!("Address {inside}: 40 bytes into a block of 104 bytes at {node}"),
+        "104 bytes at 0x",
+        "held by: global variable cache+8 of ",
+        "Address 0x10: nothing is mapped there",
+    ] {
+        ensure(shown.contains(part), || format!("no '{part}' in\n{shown}"))?;
+    }
+    Ok(())
+}
+
+/// Chunks that were freed; a variable and a function; a stack.
+const PLACES: &str = r#"
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+static int table[31];
+int main(void) {
+    char *all[3000];
+    for (int i = 0; i < 3000; i++) all[i] = malloc(3001);
+    for (int i = 0; i < 2000; i++) free(all[i]);
+    char *cached = malloc(97);
+    free(cached);
+    printf("%p %p %p %p %p\n", all[1000], cached, &table[3], main, all);
+    fflush(stdout);
+    pause();
+    return 0;
+}
+"#;
+
+fn addresses_that_are_none() -> Outcome {
+    let program = compile_c(PLACES, &[]);
+    let mut target = Target::spawn(&mut program.command());
+    let line = target.line().ok_or("ended")?;
+    let wanted = [
+        ("free", "kept", "a bin".into()),
+        ("free", "kept", "a thread's cache".into()),
+        ("global", "variable", "table".into()),
+        ("code", "function", "main".into()),
+        ("stack", "thread", Value::from(target.pid())),
+    ];
+    for (address, (kind, field, value)) in line.split_whitespace().zip(wanted) {
+        let place = found(&target, address)?["place"].clone();
+        ensure(place["kind"] == kind && place[field] == value, || {
+            format!("{kind}: {place:#}")
+        })?;
+    }
+    let pid = target.pid().to_string();
+    let done = check(&["--find", "12monkeys", &pid])?;
+    let said = String::from_utf8_lossy(&done.stderr);
+    ensure(
+        done.code() == 125 && said.contains("hexadecimal digits"),
+        || format!("{}: {said}", done.code()),
+    )
+}
+
 /// A tree in a thread-local variable's array, whose halves share a block.
 const TREE: &str = r#"
 #include <cstdio>
@@ -288,8 +454,11 @@ fn what_grows_has_a_holder() -> Outcome {
         })?;
     }
     let shown = text(&check(&["--wait", "900ms", "--every", "150ms", &pid])?);
-    ensure(
-        shown.contains("held by: global variable sessions of "),
-        || shown.clone(),
-    )
+    for part in [
+        "held by: global variable sessions of ",
+        "next: look at who adds to what is held by global variable sessions of ",
+    ] {
+        ensure(shown.contains(part), || format!("no '{part}' in\n{shown}"))?;
+    }
+    Ok(())
 }

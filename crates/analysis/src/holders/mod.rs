@@ -10,6 +10,7 @@
 
 mod frame;
 mod path;
+mod pointing;
 mod retained;
 mod search;
 #[cfg(test)]
@@ -17,6 +18,7 @@ mod tests;
 
 pub use frame::frame_of;
 pub use path::{Link, Path, Walker};
+pub use pointing::{Pointing, Source, pointing};
 pub use retained::{Overview, Retained, Retainer, retained};
 pub use search::{Search, search};
 

@@ -285,3 +285,50 @@ fn groups_and_the_largest_blocks() {
     assert_eq!(largest, [(0, 7 * 48), (1, 3 * 48), (4, 2 * 48)]);
     assert!(refused);
 }
+
+#[test]
+fn who_points_to_a_block() {
+    let mut world = world(5)
+        .word(GLOBALS + 8, at(3) + 16)
+        .word(at(0) + 24, at(3))
+        .word(at(4), at(3) + 47)
+        .word(at(4) + 8, at(3) + 48)
+        .word(at(3), at(3));
+    world.threads[0].registers = vec![at(3), 7];
+    let target = Range::new(at(3), at(3) + 48);
+    let found = world.ask(|input, _| pointing(input, target, 3));
+    assert_eq!(found.all, 4);
+    let root = |place, at, value| Source::Root(RootWord { place, at, value });
+    let global = RootPlace::Memory(RootKind::Globals);
+    assert_eq!(
+        found.sources,
+        [
+            root(global, Addr(GLOBALS + 8), at(3) + 16),
+            root(RootPlace::Register(4711), Addr(0), at(3)),
+            Source::Block {
+                block: 0,
+                offset: 24,
+                value: at(3)
+            },
+        ]
+    );
+}
+
+#[test]
+fn offsets_in_large_blocks_count_from_their_starts() {
+    const LARGE: u64 = 0x5000_0000;
+    let mut world = world(1);
+    world.memory.region(LARGE, 3 << 20, "rw-p", "");
+    world.memory.word(LARGE + (2 << 20) + 8, at(0));
+    world
+        .blocks
+        .push(LiveBlock::new(LARGE + 16, (3 << 20) - 16));
+    let target = Range::new(at(0), at(0) + 48);
+    let found = world.ask(|input, _| pointing(input, target, 9));
+    let wanted = Source::Block {
+        block: 1,
+        offset: (2 << 20) - 8,
+        value: at(0),
+    };
+    assert_eq!((found.all, found.sources), (1, vec![wanted]));
+}

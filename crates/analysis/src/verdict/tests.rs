@@ -34,6 +34,7 @@ fn process() -> ProcessReport {
         },
         leaks: Vec::new(),
         largest: None,
+        found: Vec::new(),
         mappings: Vec::new(),
         errors: Vec::new(),
         coverage: Coverage {

@@ -21,6 +21,7 @@ pub fn check(args: args::Check) -> Result<u8, Failure> {
         kinds: args.report.show.list(),
         top: args.report.top,
         largest: args.largest,
+        find: args.find.iter().map(|at| at.0).collect(),
     };
     let delivery = Delivery::new(args.report, Stream::Stdout)?;
     let own = |e: leakscope_session::CheckError| Failure::own(e.to_string());

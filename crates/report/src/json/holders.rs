@@ -1,8 +1,10 @@
 //! Who holds a block.
 
-use leakscope_model::{Holder, HolderRoot, HolderStep, Largest, Retaining, RootKind};
+use leakscope_model::{
+    Find, Holder, HolderRoot, HolderStep, Largest, Place, PlaceKind, PointedBy, Retaining, RootKind,
+};
 
-use super::{List, TotalsShape, list};
+use super::{List, TotalsShape, kind, list};
 
 #[derive(serde::Serialize)]
 pub(super) struct HolderShape<'a> {
@@ -122,6 +124,104 @@ impl<'a> From<&'a Retaining> for RetainingShape<'a> {
             blocks: r.own.blocks,
             retained: r.retained.into(),
             holder: r.holder.as_ref().map(HolderShape::from),
+        }
+    }
+}
+
+#[derive(serde::Serialize)]
+pub(super) struct FindShape<'a> {
+    address: String,
+    place: PlaceShape<'a>,
+    pointers: List<'a, PointedBy, PointedByShape<'a>>,
+    pointer_count: u64,
+    holder: Option<HolderShape<'a>>,
+}
+
+impl<'a> From<&'a Find> for FindShape<'a> {
+    fn from(f: &'a Find) -> Self {
+        FindShape {
+            address: f.address.to_string(),
+            place: (&f.place).into(),
+            pointers: list(&f.pointers),
+            pointer_count: f.pointer_count,
+            holder: f.holder.as_ref().map(HolderShape::from),
+        }
+    }
+}
+
+#[derive(serde::Serialize)]
+struct PlaceShape<'a> {
+    kind: &'static str,
+    start: Option<String>,
+    bytes: Option<u64>,
+    offset: Option<u64>,
+    #[serde(rename = "type")]
+    type_name: Option<&'a str>,
+    shape: Option<&'a str>,
+    loss: Option<&'static str>,
+    kept: Option<&'static str>,
+    variable: Option<&'a str>,
+    function: Option<&'a str>,
+    module: Option<&'a str>,
+    module_offset: Option<u64>,
+    thread: Option<u32>,
+    left_over: bool,
+    mapping: Option<&'a str>,
+}
+
+impl<'a> From<&'a Place> for PlaceShape<'a> {
+    fn from(p: &'a Place) -> Self {
+        PlaceShape {
+            kind: match p.kind {
+                PlaceKind::Block => "block",
+                PlaceKind::Free => "free",
+                PlaceKind::Allocator => "allocator",
+                PlaceKind::Global => "global",
+                PlaceKind::Code => "code",
+                PlaceKind::Stack => "stack",
+                PlaceKind::ThreadLocal => "thread-local",
+                PlaceKind::Mapping => "mapping",
+                PlaceKind::Unmapped => "unmapped",
+            },
+            start: p.start.map(|a| a.to_string()),
+            bytes: p.bytes,
+            offset: p.offset,
+            type_name: p.type_name.as_deref(),
+            shape: p.shape.as_deref(),
+            loss: p.loss.map(kind),
+            kept: p.kept,
+            variable: p.variable.as_deref(),
+            function: p.function.as_deref(),
+            module: p.module.as_deref(),
+            module_offset: p.module_offset,
+            thread: p.thread,
+            left_over: p.left_over,
+            mapping: p.mapping.as_deref(),
+        }
+    }
+}
+
+/// Either a root or a block.
+#[derive(serde::Serialize)]
+struct PointedByShape<'a> {
+    root: Option<RootShape<'a>>,
+    block: Option<StepShape<'a>>,
+    into: u64,
+}
+
+impl<'a> From<&'a PointedBy> for PointedByShape<'a> {
+    fn from(p: &'a PointedBy) -> Self {
+        match p {
+            PointedBy::Root { root, into } => PointedByShape {
+                root: Some(root.into()),
+                block: None,
+                into: *into,
+            },
+            PointedBy::Block(step) => PointedByShape {
+                root: None,
+                block: Some(step.into()),
+                into: step.into,
+            },
         }
     }
 }

@@ -11,7 +11,7 @@ mod layout;
 use std::io::{self, Write as _};
 
 use leakscope_model::{
-    Command, Consistency, Content, Coverage, ErrorCode, ErrorRecord, ExitKind, Family, Frame,
+    Command, Consistency, Content, Coverage, ErrorCode, ErrorRecord, ExitKind, Family, Find, Frame,
     FreeSiteLine, Growth, HeapCheck, HeapSummary, KindTotals, Leak, LossKind, LossSummary,
     MappingLeak, Notice, OtherHeap, ProcessReport, Report, Residence, RootCounts, SampleEstimate,
     SuppressionUse, Verdict, VerdictStatus, Watched,
@@ -19,7 +19,7 @@ use leakscope_model::{
 use serde::ser::{Serialize, Serializer};
 
 use crate::{Options, Sink};
-use holders::{HolderShape, LargestShape};
+use holders::{FindShape, HolderShape, LargestShape};
 use layout::Layout;
 
 /// The name of the schema.
@@ -164,6 +164,7 @@ struct ProcessShape<'a> {
     loss: LossShape,
     leaks: List<'a, Leak, LeakShape<'a>>,
     largest: Option<LargestShape<'a>>,
+    find: List<'a, Find, FindShape<'a>>,
     mappings: List<'a, MappingLeak, MappingShape<'a>>,
     errors: List<'a, ErrorRecord, ErrorShape<'a>>,
     coverage: CoverageShape<'a>,
@@ -188,6 +189,7 @@ impl<'a> From<&'a ProcessReport> for ProcessShape<'a> {
             loss: (&p.loss).into(),
             leaks: list(&p.leaks),
             largest: p.largest.as_ref().map(LargestShape::from),
+            find: list(&p.found),
             mappings: list(&p.mappings),
             errors: list(&p.errors),
             coverage: (&p.coverage).into(),

@@ -2,7 +2,10 @@
 
 use std::io;
 
-use leakscope_model::{Holder, HolderRoot, HolderStep, Largest, Retaining, RootKind, quantity};
+use leakscope_model::{
+    Find, Holder, HolderRoot, HolderStep, Largest, LossKind, Place, PlaceKind, PointedBy,
+    Retaining, RootKind, quantity,
+};
 
 use super::page::Page;
 use crate::escape;
@@ -47,20 +50,124 @@ fn retaining(page: &mut Page<'_>, nth: usize, entry: &Retaining) -> io::Result<(
         Some(name) => format!("type {}", escape(name)),
         None => escape(&entry.shape).into_owned(),
     };
-    let own = match (entry.address, entry.own.blocks) {
-        (Some(at), _) => format!("at {at}"),
-        (None, 1) => "1 block".to_owned(),
-        (None, blocks) => format!("{} blocks", quantity::count(blocks)),
-    };
     let size = quantity::bytes(entry.own.bytes);
+    let own = match entry.address {
+        Some(at) => format!("at {at}, {size} of its own"),
+        None => format!("{size} in {}", quantity::counted(entry.own.blocks, "block")),
+    };
     page.paragraph(
         2,
         4,
-        &format!("{nth}: {all} in {blocks} with {what} ({own}, {size} of its own)"),
+        &format!("{nth}: {all} in {blocks} with {what} ({own})"),
     )?;
     match &entry.holder {
         Some(holder) => held_by(page, holder),
         None => Ok(()),
+    }
+}
+
+/// What is at an address, and who points to it.
+pub(super) fn found(page: &mut Page<'_>, find: &Find) -> io::Result<()> {
+    page.blank()?;
+    let label = page.paint.bold(&format!("Address {}:", find.address));
+    page.paragraph(0, 2, &format!("{label} {}", place(&find.place)))?;
+    let all = quantity::counted(find.pointer_count, "pointer");
+    let listed = find.pointers.len() as u64;
+    match find.pointer_count {
+        0 if find.place.kind == PlaceKind::Unmapped => {}
+        0 => page.line("  nothing points there")?,
+        n if n > listed => page.line(&format!("  {all} to it, of which {listed} are:"))?,
+        _ => page.line(&format!("  {all} to it:"))?,
+    }
+    for pointer in &find.pointers {
+        let (from, into) = match pointer {
+            PointedBy::Root { root: from, into } => (root(from), *into),
+            PointedBy::Block(step) => {
+                let plain = HolderStep {
+                    into: 0,
+                    ..step.clone()
+                };
+                let offset = step.offset.unwrap_or(0);
+                let from = format!("{} at {} +{offset}", what(&plain), step.address);
+                (from, step.into)
+            }
+        };
+        let into = match into {
+            0 => String::new(),
+            into => format!(", to its +{into}"),
+        };
+        page.paragraph(4, 6, &format!("{from}{into}"))?;
+    }
+    match &find.holder {
+        Some(holder) => {
+            let from = page.paint.place(&root(&holder.root));
+            let way = way(holder.skipped, &holder.path);
+            page.paragraph(2, 4, &format!("held by: {from}{way}"))
+        }
+        None => Ok(()),
+    }
+}
+
+/// An address in words.
+fn place(place: &Place) -> String {
+    let module = place.module.as_deref().map(|m| {
+        let name = m.rsplit('/').next().unwrap_or(m);
+        format!(" of {}", escape(name))
+    });
+    let module = module.unwrap_or_default();
+    let start = place.start.map(|s| format!(" at {s}")).unwrap_or_default();
+    let bytes = quantity::counted(place.bytes.unwrap_or(0), "byte");
+    let into = match place.offset {
+        Some(0) | None => "the start of".to_owned(),
+        Some(n) => format!("{} into", quantity::counted(n, "byte")),
+    };
+    let inside = inside(place.offset.unwrap_or(0));
+    let thread = place.thread.map(|t| format!(" of thread {t}"));
+    let thread = thread.unwrap_or_default();
+    let name = place.mapping.as_deref().map(|m| format!(" {}", escape(m)));
+    let name = name.unwrap_or_default();
+    let offset = place.module_offset.unwrap_or(0);
+    match place.kind {
+        PlaceKind::Block => {
+            let what = match (&place.type_name, &place.shape) {
+                (Some(name), _) => format!("type {}", escape(name)),
+                (None, Some(shape)) => escape(shape).into_owned(),
+                (None, None) => "a block".to_owned(),
+            };
+            let loss = match place.loss {
+                Some(LossKind::Definite) => ", definitely lost",
+                Some(LossKind::Indirect) => ", indirectly lost",
+                Some(LossKind::Possible) => ", possibly lost",
+                Some(LossKind::Reachable) => ", still reachable",
+                None => "",
+            };
+            format!("{into} a block of {bytes}{start} ({what}){loss}")
+        }
+        PlaceKind::Free => format!(
+            "{into} {bytes}{start} that are free, kept by malloc in {}",
+            place.kept.unwrap_or("its lists")
+        ),
+        PlaceKind::Allocator => "malloc's own: the header of a chunk, or its tables".to_owned(),
+        PlaceKind::Global => match &place.variable {
+            Some(name) => format!("global variable {}{inside}{module}", escape(name)),
+            None => format!("global data{module} at {offset:#x}"),
+        },
+        PlaceKind::Code => match (&place.variable, &place.function) {
+            (Some(name), _) => format!("constant {}{inside}{module}", escape(name)),
+            (_, Some(name)) => format!("in the code of {}{module}", escape(name)),
+            _ => format!("code or constants{module} at {offset:#x}"),
+        },
+        PlaceKind::Stack if place.left_over => {
+            format!("below the stack{thread}: left over from calls that are done")
+        }
+        PlaceKind::Stack => {
+            let function = place.function.as_deref();
+            let function = function.map(|f| format!(", in {}", escape(f)));
+            format!("on the stack{thread}{}", function.unwrap_or_default())
+        }
+        PlaceKind::ThreadLocal => format!("in the thread-local storage{thread}"),
+        PlaceKind::Mapping => format!("{into} the mapping{name} of {bytes}{start}"),
+        PlaceKind::Unmapped => "nothing is mapped there".to_owned(),
     }
 }
 

@@ -74,6 +74,7 @@ fn is_telling(process: &ProcessReport, options: &Options) -> bool {
         || process.errors.iter().any(|e| e.code != ErrorCode::FdLeak)
         || (options.fds && !process.errors.is_empty())
         || process.largest.is_some()
+        || !process.found.is_empty()
 }
 
 fn section(
@@ -93,6 +94,9 @@ fn section(
         process::residence(page, residence)?;
     }
     leaks::records(page, process, options)?;
+    for find in &process.found {
+        holders::found(page, find)?;
+    }
     if let Some(largest) = &process.largest {
         holders::largest(page, largest)?;
     }

@@ -1,12 +1,12 @@
 //! The last line: one thing to do next.
 
 use leakscope_model::{
-    ErrorCode, ErrorRecord, Frame, Leak, LossKind, MappingLeak, ProcessReport, Report,
+    ErrorCode, ErrorRecord, Frame, Holder, Leak, LossKind, MappingLeak, ProcessReport, Report,
     VerdictStatus, quantity,
 };
 
 use super::process::is_unrecorded;
-use super::{errors, leaks, stack};
+use super::{errors, holders, leaks, stack};
 use crate::options::total_bytes;
 use crate::{Options, escape, selected};
 
@@ -61,6 +61,15 @@ pub(super) fn advice(report: &Report, options: &Options) -> String {
             process.pid
         );
     }
+    if report.verdict.status == VerdictStatus::Growing
+        && let Some(holder) = rising(report, options)
+    {
+        return format!(
+            "look at who adds to what is held by {}, and when it should be taken out; 'leakscope \
+             run' tells who allocates it",
+            holders::root(&holder.root)
+        );
+    }
     if report.verdict.status == VerdictStatus::Growing {
         return "look at who adds to what rose above and when it should be taken out; 'leakscope run' \
                 tells who allocates it"
@@ -95,6 +104,16 @@ pub(super) fn advice(report: &Report, options: &Options) -> String {
         );
     }
     "nothing to fix".to_owned()
+}
+
+/// Who holds what rose most.
+fn rising<'r>(report: &'r Report, options: &Options) -> Option<&'r Holder> {
+    let processes = report.processes.iter();
+    let leaks = processes.flat_map(|p| selected(p, options));
+    let rising = leaks.filter_map(|leak| Some((leak.growth.filter(|g| g.rising)?.bytes, leak)));
+    // The first of equals.
+    let most = rising.reduce(|a, b| if b.0 > a.0 { b } else { a });
+    most.and_then(|(_, leak)| leak.holder.as_ref())
 }
 
 fn wrong_free(error: &ErrorRecord, options: &Options) -> String {

@@ -2,11 +2,11 @@
 //! prints. Counts are primes, so that no number stands for another by chance.
 
 use leakscope_model::{
-    Addr, Command, Consistency, Content, Coverage, ErrorCode, ErrorRecord, ExitKind, Family, Frame,
-    FreeSiteLine, HeapCheck, HeapSummary, Holder, HolderRoot, HolderStep, KindTotals, Largest,
-    Leak, Lifetime, LossKind, LossSummary, MappingLeak, Notice, OtherHeap, ProcessReport, Report,
-    Residence, Retained, Retaining, RootCounts, RootKind, SampleEstimate, SuppressionUse, Verdict,
-    VerdictStatus,
+    Addr, Command, Consistency, Content, Coverage, ErrorCode, ErrorRecord, ExitKind, Family, Find,
+    Frame, FreeSiteLine, HeapCheck, HeapSummary, Holder, HolderRoot, HolderStep, KindTotals,
+    Largest, Leak, Lifetime, LossKind, LossSummary, MappingLeak, Notice, OtherHeap, Place,
+    PlaceKind, PointedBy, ProcessReport, Report, Residence, Retained, Retaining, RootCounts,
+    RootKind, SampleEstimate, SuppressionUse, Verdict, VerdictStatus,
 };
 
 /// Where the sample programs' sources lie.
@@ -146,6 +146,7 @@ fn process(pid: u32, argv: &[&str]) -> ProcessReport {
             stack(vec![frame("init_pool", "src/pool.c", 17)]),
         )],
         largest: None,
+        found: Vec::new(),
         mappings: Vec::new(),
         errors: Vec::new(),
         coverage: coverage(),
@@ -511,6 +512,35 @@ pub fn checked() -> Report {
         holder: Some(holder()),
     };
     let at = Some(Addr(0x5555_5555_9000));
+    p.found = vec![Find {
+        address: Addr(0x5555_5555_9018),
+        place: Place {
+            kind: PlaceKind::Block,
+            start: at,
+            bytes: Some(264),
+            offset: Some(24),
+            type_name: Some("http::Cache\x1b[31m".to_owned()),
+            shape: Some("object with virtual functions".to_owned()),
+            loss: Some(LossKind::Reachable),
+            kept: None,
+            variable: None,
+            function: None,
+            module: None,
+            module_offset: None,
+            thread: None,
+            left_over: false,
+            mapping: None,
+        },
+        pointers: vec![
+            PointedBy::Root {
+                root: holder().root,
+                into: 0,
+            },
+            PointedBy::Block(holder().path[1].clone()),
+        ],
+        pointer_count: 3,
+        holder: Some(holder()),
+    }];
     p.largest = Some(Largest {
         kinds: vec![retaining(None, None, totals(792, 3), 107_309)],
         blocks: vec![retaining(Some("http::Cache"), at, totals(264, 1), 106_391)],

@@ -10,12 +10,14 @@ use leakscope_analysis::holders::{
     HolderInput, Path, RootPlace, RootWord, Search, Walker, frame_of, retained, search, thread_of,
 };
 use leakscope_analysis::roots::RootKind as Place;
+use leakscope_heap::glibc::Heaps;
 use leakscope_model::{
-    Addr, Holder, HolderRoot, HolderStep, KindTotals, Largest, Leak, LossKind, ModuleId, Notice,
-    RawFrame, RecordedModule, Retaining, RootKind,
+    Addr, Find, Holder, HolderRoot, HolderStep, KindTotals, Largest, Leak, LossKind, ModuleId,
+    Notice, RawFrame, RecordedModule, Retaining, RootKind,
 };
 use leakscope_symbols::{Options, Symbolizer};
 
+use super::find::{self, UnnamedFind};
 use super::looks;
 use super::modules;
 
@@ -23,6 +25,8 @@ use super::modules;
 const MOST: usize = 1000;
 /// Of these, records that grew since the first look.
 const MOST_GROWN: usize = 100;
+/// Addresses that are looked for, each with a look at the whole heap.
+const FOUND: usize = 64;
 /// Blocks of a record whose roots are compared.
 const ASKED: usize = 32;
 /// Roots of these whose paths are kept until they have names.
@@ -38,6 +42,8 @@ pub struct HolderOptions {
     pub top: usize,
     /// So many blocks, and kinds of blocks, by what would be freed with them.
     pub largest: Option<usize>,
+    /// Addresses of which it is said what is there, and who points to it.
+    pub find: Vec<Addr>,
 }
 
 /// What the first of several looks saw of reachable records: bytes by type or
@@ -72,15 +78,15 @@ impl Grouped<'_> {
 
 /// Where a root is, with what only the living process tells.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Seat {
+pub(super) struct Seat {
     word: RootWord,
     thread: Option<u32>,
-    caller: Option<Addr>,
+    pub caller: Option<Addr>,
     mapping: Vec<u8>,
 }
 
 impl Seat {
-    fn new(input: &HolderInput<'_>, word: RootWord) -> Seat {
+    pub fn new(input: &HolderInput<'_>, word: RootWord) -> Seat {
         let mapping = match word.place {
             RootPlace::Memory(_) => input.memory.map().find(word.at),
             RootPlace::Register(_) | RootPlace::Threads => None,
@@ -103,7 +109,7 @@ struct Way {
 
 /// What was found of one record.
 #[derive(Default)]
-struct Held {
+pub(super) struct Held {
     /// Roots of the blocks that were asked.
     seats: Vec<Seat>,
     /// Paths from some of them.
@@ -114,6 +120,7 @@ struct Held {
 #[derive(Default)]
 pub(super) struct Unnamed {
     largest: Option<UnnamedLargest>,
+    found: Vec<UnnamedFind>,
     held: HashMap<usize, Held>,
     modules: Vec<RecordedModule>,
 }
@@ -173,11 +180,12 @@ pub(super) fn wanted(
 /// Looks for the holders of these groups.
 pub(super) fn find(
     input: &HolderInput<'_>,
+    heaps: &Heaps,
     grouped: &Grouped<'_>,
     options: &HolderOptions,
     mut wanted: Vec<usize>,
 ) -> Unnamed {
-    if wanted.is_empty() && options.largest.is_none() {
+    if wanted.is_empty() && options.largest.is_none() && options.find.is_empty() {
         return Unnamed::default();
     }
     let Some(found) = search(input) else {
@@ -187,6 +195,10 @@ pub(super) fn find(
     let largest = options
         .largest
         .map(|most| largest(input, grouped, &found, &mut walker, most));
+    let asked = options.find.iter().take(FOUND);
+    let answers = asked
+        .map(|at| find::find(input, heaps, grouped, &found, &mut walker, *at))
+        .collect();
     let kinds = largest.iter().flat_map(|l| &l.kinds);
     wanted.extend(kinds.map(|(group, _)| *group));
     wanted.sort_unstable();
@@ -198,6 +210,7 @@ pub(super) fn find(
     });
     Unnamed {
         largest,
+        found: answers,
         held: held.collect(),
         modules: modules::modules(input.memory),
     }
@@ -293,7 +306,7 @@ fn examples(grouped: &Grouped<'_>, wanted: &[usize]) -> Vec<(usize, Vec<u32>)> {
     examples
 }
 
-fn held(
+pub(super) fn held(
     input: &HolderInput<'_>,
     grouped: &Grouped<'_>,
     found: &Search,
@@ -334,20 +347,34 @@ fn held(
 fn steps(input: &HolderInput<'_>, grouped: &Grouped<'_>, path: &Path) -> Vec<HolderStep> {
     let links = path.links.iter();
     let steps = links.filter_map(|link| {
-        let block = input.blocks.get(link.block as usize)?;
-        let group = grouped.of_block.get(link.block as usize)?;
-        let group = grouped.groups.get(*group as usize)?;
         Some(HolderStep {
-            address: block.addr,
-            bytes: block.size,
-            type_name: grouped.type_name(group),
-            shape: group.shape.clone(),
             into: link.into,
             offset: link.offset,
             skipped: link.skipped,
+            ..step(input, grouped, link.block)?
         })
     });
     steps.collect()
+}
+
+/// A block as it is told.
+pub(super) fn step(
+    input: &HolderInput<'_>,
+    grouped: &Grouped<'_>,
+    block: u32,
+) -> Option<HolderStep> {
+    let own = input.blocks.get(block as usize)?;
+    let group = grouped.of_block.get(block as usize)?;
+    let group = grouped.groups.get(*group as usize)?;
+    Some(HolderStep {
+        address: own.addr,
+        bytes: own.size,
+        type_name: grouped.type_name(group),
+        shape: group.shape.clone(),
+        into: 0,
+        offset: None,
+        skipped: 0,
+    })
 }
 
 /// Where names are.
@@ -363,6 +390,7 @@ pub(super) struct Files {
 #[derive(Default)]
 pub(super) struct Named {
     pub largest: Option<Largest>,
+    pub found: Vec<Find>,
     pub notices: Vec<Notice>,
 }
 
@@ -376,6 +404,8 @@ pub(super) fn name(unnamed: Unnamed, files: &Files, leaks: &mut [Leak]) -> Named
             leak.holder = names.holder(held);
         }
     }
+    let found = unnamed.found.into_iter();
+    named.found = found.map(|f| find::name(f, &mut names)).collect();
     let Some(largest) = unnamed.largest else {
         return named;
     };
@@ -409,9 +439,9 @@ pub(super) fn name(unnamed: Unnamed, files: &Files, leaks: &mut [Leak]) -> Named
     named
 }
 
-struct Names {
-    modules: Vec<RecordedModule>,
-    symbolizer: Symbolizer,
+pub(super) struct Names {
+    pub modules: Vec<RecordedModule>,
+    pub symbolizer: Symbolizer,
     known: HashMap<Seat, HolderRoot>,
 }
 
@@ -436,7 +466,7 @@ impl Names {
     }
 
     /// The root that holds most of the blocks, and a path from it.
-    fn holder(&mut self, held: Held) -> Option<Holder> {
+    pub fn holder(&mut self, held: Held) -> Option<Holder> {
         let all = held.seats.len();
         let mut counts: HashMap<Key, usize> = HashMap::new();
         for seat in &held.seats {
@@ -462,7 +492,7 @@ impl Names {
         })
     }
 
-    fn root(&mut self, seat: &Seat) -> HolderRoot {
+    pub fn root(&mut self, seat: &Seat) -> HolderRoot {
         if let Some(known) = self.known.get(seat) {
             return known.clone();
         }
@@ -503,7 +533,7 @@ impl Names {
         if let Some(id) = module
             && let Some(own) = self.modules.get(usize::from(id.0))
         {
-            root.module = Some(String::from_utf8_lossy(&own.path).into_owned());
+            root.module = Some(module_path(own));
             root.module_offset = Some(word.at.0.wrapping_sub(own.bias));
             if let Some(variable) = self.symbolizer.variable(id, word.at) {
                 root.variable = Some(variable.name);
@@ -512,13 +542,22 @@ impl Names {
         } else if !seat.mapping.is_empty() {
             root.mapping = Some(String::from_utf8_lossy(&seat.mapping).into_owned());
         }
-        root.function = seat.caller.and_then(|pc| {
-            let module = modules::module_at(&self.modules, pc)?;
-            let frames = self.symbolizer.resolve(RawFrame { module, pc });
-            frames.into_iter().find_map(|f| f.function)
-        });
+        root.function = seat.caller.and_then(|pc| self.function(pc));
         root
     }
+
+    /// The function that a return address leads to.
+    pub fn function(&mut self, pc: Addr) -> Option<String> {
+        let module = modules::module_at(&self.modules, pc)?;
+        let frames = self.symbolizer.resolve(RawFrame { module, pc });
+        frames.into_iter().find_map(|f| f.function)
+    }
+}
+
+/// The path of a module, without what the kernel appends when its file is gone.
+pub(super) fn module_path(module: &RecordedModule) -> String {
+    let path = module.path.strip_suffix(b" (deleted)");
+    String::from_utf8_lossy(path.unwrap_or(&module.path)).into_owned()
 }
 
 /// What makes two roots the same to a reader.
