@@ -21,6 +21,7 @@ pub(crate) use ending::at_end;
 pub use environs::find_process;
 pub use snapshot::{Saved, SnapshotError, snapshot};
 
+use std::collections::HashMap;
 use std::fmt;
 use std::thread::sleep;
 use std::time::Duration;
@@ -49,6 +50,9 @@ use crate::Word;
 const LOOKS: u64 = 6;
 /// Between two of them.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(3);
+
+/// The same where CPython's collector is at work, which takes longer.
+const BETWEEN_COLLECTIONS: Duration = Duration::from_millis(40);
 
 /// Everything that `leakscope check` needs to know.
 #[derive(Clone, Debug)]
@@ -189,6 +193,12 @@ fn stopped(
             continue;
         }
         let judged = judge(&options.heuristics, memory, threads, heaps);
+        if judged.objects.is_collecting && look < LOOKS {
+            pause += stopped.release();
+            look += 1;
+            sleep(BETWEEN_COLLECTIONS);
+            continue;
+        }
         let picture = Picture::of(memory, judged, usage.as_ref(), look);
         let skipped = stopped.skipped().len() as u64;
         pause += stopped.release();
@@ -219,6 +229,8 @@ struct Picture {
     groups: Vec<Group>,
     types: Vec<Type>,
     residence: Option<Residence>,
+    /// Nothing could be called lost.
+    is_collecting: bool,
     runtimes: Vec<Notice>,
     looks: u64,
 }
@@ -252,6 +264,7 @@ impl Picture {
         });
         Picture {
             residence,
+            is_collecting: objects.is_collecting,
             types: beginnings.types().to_vec(),
             runtimes: environs::runtimes(
                 memory.map(),
@@ -307,6 +320,9 @@ fn judge(
     if !heaps.malloc.is_consistent() {
         looks::doubt(&mut marked);
     }
+    if objects.is_collecting {
+        looks::keep_only(&mut marked, &blocks, &HashMap::new());
+    }
     Judged {
         heaps,
         blocks,
@@ -333,6 +349,9 @@ fn section(content: bool, facts: environs::Facts, found: Found) -> ProcessReport
         notices.push(environs::no_heap());
     } else if !heaps.is_consistent() {
         notices.push(looks::doubtful(heaps, picture.looks));
+    }
+    if picture.is_collecting {
+        notices.push(environs::collecting());
     }
     notices.extend(picture.runtimes);
     ProcessReport {
@@ -367,7 +386,7 @@ fn section(content: bool, facts: environs::Facts, found: Found) -> ProcessReport
                 heaps: heaps.segments.len() as u64,
                 mapped_blocks: heaps.mapped.len() as u64,
                 unwalked_bytes: unwalked,
-                agrees: heaps.is_consistent() && settled,
+                agrees: heaps.is_consistent() && settled && !picture.is_collecting,
                 others: others.iter().map(looks::other_heap).collect(),
                 looks: picture.looks,
             }),
