@@ -15,9 +15,9 @@ use leakscope_model::{Addr, KindTotals, LiveBlock, LossKind};
 
 /// Bytes read of a block at a time.
 const PIECE: usize = 64 << 10;
-/// References among lost blocks that are looked at; where there are more,
-/// nothing is said to be garbage.
-const MOST_EDGES: usize = 1 << 26;
+/// References among lost blocks that are looked at; where there are more, it
+/// is not known which of them are garbage.
+const MOST_EDGES: usize = 1 << 24;
 
 /// Lost blocks, numbered, and what they say of each other.
 struct Lost<'a> {
@@ -55,7 +55,21 @@ pub fn take_out(
         places,
         edges: Vec::new(),
     };
-    if objects.links.is_empty() || lost.places.is_empty() || lost.find_edges().is_none() {
+    if objects.links.is_empty() || lost.places.is_empty() {
+        return KindTotals::default();
+    }
+    if lost.find_edges().is_none() {
+        for place in &lost.places {
+            let place = *place as usize;
+            if let (Some(kind), Some(leader)) =
+                (marked.kinds.get_mut(place), marked.leader.get_mut(place))
+            {
+                *kind = LossKind::Possible;
+                *leader = place as u32;
+            }
+        }
+        marked.cycle.fill(false);
+        marked.cycle_members.clear();
         return KindTotals::default();
     }
     let facts: Vec<Fact> = (0..lost.places.len()).map(|at| lost.fact(at)).collect();

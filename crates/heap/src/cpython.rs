@@ -51,6 +51,9 @@ pub struct Objects {
     pub aliases: Vec<u64>,
     /// Where links of the collector's lists are, 16 bytes each: ascending.
     pub links: Vec<u64>,
+    /// The collector is at work, and keeps counts where links were: who holds
+    /// what cannot be told.
+    pub is_collecting: bool,
 }
 
 impl Objects {
@@ -104,6 +107,7 @@ pub fn find(memory: &dyn MemoryReader, blocks: &[LiveBlock]) -> Objects {
     objects.types = types.names();
     objects.aliases.sort_unstable();
     objects.aliases.dedup();
+    objects.is_collecting = links.is_collecting;
     objects.links = links.confirmed(memory);
     objects
 }

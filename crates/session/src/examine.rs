@@ -28,6 +28,7 @@ pub use environs::find_process;
 pub use holders::HolderOptions;
 pub use snapshot::{Saved, SnapshotError, snapshot};
 
+use std::collections::HashMap;
 use std::fmt;
 use std::thread::sleep;
 use std::time::Duration;
@@ -58,6 +59,9 @@ use crate::Word;
 const LOOKS: u64 = 6;
 /// Between two of them.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(3);
+
+/// The same where CPython's collector is at work, which takes longer.
+const BETWEEN_COLLECTIONS: Duration = Duration::from_millis(40);
 
 /// Everything that `leakscope check` needs to know.
 #[derive(Clone, Debug)]
@@ -215,6 +219,12 @@ fn stopped(
             continue;
         }
         let judged = judge(&options.heuristics, memory, threads, heaps);
+        if judged.objects.is_collecting && look < LOOKS {
+            pause += stopped.release();
+            look += 1;
+            sleep(BETWEEN_COLLECTIONS);
+            continue;
+        }
         let picture = Picture::of(memory, threads, judged, usage.as_ref(), look, asked);
         let skipped = stopped.skipped().len() as u64;
         pause += stopped.release();
@@ -246,6 +256,8 @@ struct Picture {
     types: Vec<Type>,
     holders: holders::Unnamed,
     residence: Option<Residence>,
+    /// Nothing could be called lost.
+    is_collecting: bool,
     runtimes: Vec<Notice>,
     looks: u64,
 }
@@ -306,6 +318,7 @@ impl Picture {
         });
         Picture {
             residence,
+            is_collecting: objects.is_collecting,
             types: beginnings.types().to_vec(),
             holders: holders.unwrap_or_default(),
             runtimes: environs::runtimes(
@@ -362,6 +375,9 @@ fn judge(
     if !heaps.malloc.is_consistent() {
         looks::doubt(&mut marked);
     }
+    if objects.is_collecting {
+        looks::keep_only(&mut marked, &blocks, &HashMap::new());
+    }
     Judged {
         heaps,
         blocks,
@@ -389,6 +405,9 @@ fn section(content: bool, facts: environs::Facts, found: Found) -> ProcessReport
         notices.push(environs::no_heap());
     } else if !heaps.is_consistent() {
         notices.push(looks::doubtful(heaps, picture.looks));
+    }
+    if picture.is_collecting {
+        notices.push(environs::collecting());
     }
     notices.extend(picture.runtimes);
     let mut leaks = looks::records(content, picture.groups, &picture.types);
@@ -428,7 +447,7 @@ fn section(content: bool, facts: environs::Facts, found: Found) -> ProcessReport
                 heaps: heaps.segments.len() as u64,
                 mapped_blocks: heaps.mapped.len() as u64,
                 unwalked_bytes: unwalked,
-                agrees: heaps.is_consistent() && settled,
+                agrees: heaps.is_consistent() && settled && !picture.is_collecting,
                 others: others.iter().map(looks::other_heap).collect(),
                 looks: picture.looks,
             }),

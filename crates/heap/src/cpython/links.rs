@@ -13,6 +13,8 @@ use std::collections::HashMap;
 /// asked at most.
 const MOST_ASKED: usize = 1 << 16;
 
+/// `PREV_MASK_COLLECTING`.
+const COLLECTING: u64 = 2;
 /// Links that are looked at before they are searched for.
 const NEAR: usize = 4;
 
@@ -21,11 +23,14 @@ const NEAR: usize = 4;
 pub(super) struct Links {
     /// Where, next, previous: ascending.
     all: Vec<(u64, u64, u64)>,
+    /// Some object's second word is a count, while the collector is at work.
+    pub(super) is_collecting: bool,
 }
 
 impl Links {
     /// At `at`: the words `next` and `previous`.
     pub(super) fn add(&mut self, at: u64, next: u64, previous: u64) {
+        self.is_collecting |= next != 0 && previous & COLLECTING != 0;
         let (next, previous) = (next & !1, previous & !3);
         if next != 0 && previous != 0 {
             self.all.push((at, next, previous));

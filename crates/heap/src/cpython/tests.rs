@@ -151,8 +151,10 @@ fn links_count_only_when_both_neighbours_return_them() {
     let objects = find(&memory, &blocks(&all));
     assert_eq!(objects.links, [HEAD, lists[0], lists[1], lists[2]]);
     // Flags in the low bits belong to the collector.
+    assert!(!objects.is_collecting);
     memory.word(lists[1] + 8, lists[0] | 3);
-    assert_eq!(find(&memory, &blocks(&all)).links.len(), 4);
+    let objects = find(&memory, &blocks(&all));
+    assert!(objects.links.len() == 4 && objects.is_collecting);
     memory.word(lists[1] + 8, lists[2]);
     let objects = find(&memory, &blocks(&all));
     assert_eq!(objects.links, [lists[2]]);

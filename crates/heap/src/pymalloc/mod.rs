@@ -152,6 +152,7 @@ fn table(memory: &dyn MemoryReader, at: u64, entries: u64) -> Option<Vec<Arena>>
     let in_table =
         |word: u64| word == 0 || ((at..end).contains(&word) && (word - at).is_multiple_of(ENTRY));
     let mut arenas = Vec::new();
+    let mut unfit = 0;
     let all = words.as_chunks::<6>().0;
     for (index, entry) in (0..entries).zip(all) {
         let [address, pool_address, pools, first_free, next, _] = *entry;
@@ -163,18 +164,19 @@ fn table(memory: &dyn MemoryReader, at: u64, entries: u64) -> Option<Vec<Arena>>
             }
             continue;
         }
-        let fits = plausible(address)
-            && pool_address >= address
+        if !plausible(address) {
+            return None;
+        }
+        let fits = pool_address >= address
             && all_pools.abs_diff(POOLS) <= 1
             && free_pools <= all_pools
             && (free_pools == 0 || in_table(next));
-        if !fits {
-            return None;
-        }
+        // One may just be made; its pools will not agree.
+        unfit += usize::from(!fits);
         arenas.push(Arena {
             index,
             address,
-            pool_address,
+            pool_address: if fits { pool_address } else { 0 },
             free_pools,
             all_pools,
             first_free,
@@ -187,7 +189,8 @@ fn table(memory: &dyn MemoryReader, at: u64, entries: u64) -> Option<Vec<Arena>>
         [one, next] => next - one >= POOLS * SMALL_POOL,
         _ => true,
     });
-    (all.len() as u64 == entries && !arenas.is_empty() && apart).then_some(arenas)
+    let likely = !arenas.is_empty() && unfit <= arenas.len() / 4;
+    (all.len() as u64 == entries && likely && apart).then_some(arenas)
 }
 
 /// The size of pools with which more arenas agree: one at least must.

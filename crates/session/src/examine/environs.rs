@@ -165,6 +165,16 @@ pub(super) fn objects(memory: &dyn MemoryReader, heaps: &Heaps, blocks: &[LiveBl
 /// Objects of an interpreter that has no pools of its own, at least.
 const OBJECTS: usize = 1000;
 
+/// In every look.
+pub(super) fn collecting() -> Notice {
+    Notice {
+        code: "collector-at-work",
+        message: "CPython's collector was at work in each look and kept its counts where links \
+                  between objects were: nothing is called lost; check again"
+            .to_owned(),
+    }
+}
+
 fn changing(pools: &Walked) -> Notice {
     let bytes: u64 = pools.unwalked.iter().map(Range::len).sum();
     Notice {

@@ -11,7 +11,10 @@ use leakscope_proc::{ProcRoot, Process, cgroup};
 use leakscope_tracee::{ForkError, Forked};
 
 use super::usage::Usage;
-use super::{Asked, BETWEEN_LOOKS, CheckError, CheckOptions, Found, LOOKS, Picture, error, judge};
+use super::{
+    Asked, BETWEEN_COLLECTIONS, BETWEEN_LOOKS, CheckError, CheckOptions, Found, LOOKS, Picture,
+    error, judge,
+};
 use crate::Word;
 
 /// Where control groups' limits are.
@@ -67,6 +70,13 @@ pub(super) fn forked(
             continue;
         }
         let judged = judge(&options.heuristics, memory, threads, heaps);
+        if judged.objects.is_collecting && look < LOOKS {
+            drop(sparse);
+            pause += forked.end().pause;
+            look += 1;
+            sleep(BETWEEN_COLLECTIONS);
+            continue;
+        }
         let picture = Picture::of(memory, threads, judged, usage.as_ref(), look, asked);
         drop(sparse);
         return Ok(Ok(found(picture, forked, pause)));

@@ -76,6 +76,10 @@ pub(super) fn racing(
             continue;
         }
         let mut judged = judge(&options.heuristics, memory, &threads, heaps);
+        if judged.objects.is_collecting && looks < MOST {
+            sleep(PAUSE);
+            continue;
+        }
         let lost = lost(memory, &judged.blocks, &judged.marked);
         let before = agreed.as_ref().map(HashMap::len);
         let now: HashMap<Addr, Seen> = match agreed.take() {
@@ -161,7 +165,7 @@ pub(super) fn doubt(marked: &mut Marked) {
 }
 
 /// Only these stay lost, and what is lost through others of them.
-fn keep_only(marked: &mut Marked, blocks: &[LiveBlock], agreed: &HashMap<Addr, Seen>) {
+pub(super) fn keep_only(marked: &mut Marked, blocks: &[LiveBlock], agreed: &HashMap<Addr, Seen>) {
     let agrees: Vec<bool> = blocks
         .iter()
         .map(|b| agreed.contains_key(&b.addr))
