@@ -61,11 +61,84 @@ pub(super) fn find(
             break;
         }
     }
+    let certain = all.first().map_or(&[][..], Vec::as_slice);
+    let anywhere = all.get(1).map_or(&[][..], Vec::as_slice);
+    if let Some(said) = said
+        && all.iter().all(|found| excess(found).is_none())
+        && let Some(found) = completed(said, certain, anywhere)
+    {
+        return found;
+    }
     // The one that agrees best; if none does, what is certain.
     let best = all.iter().enumerate().rev();
     let best = best.filter_map(|(i, found)| Some((excess(found)?, i)));
     let best = best.min_by_key(|(excess, _)| *excess).map_or(0, |(_, i)| i);
     all.swap_remove(best)
+}
+
+/// Most blocks that are missing, and most places where they may be, for the
+/// search to end soon.
+const MISSING: usize = 3;
+const MAYBE: usize = 64;
+
+/// The certain ones, and of those that only look like blocks (old memory of a
+/// collector's heap holds such words, too) the only few that make up for what
+/// malloc counts more.
+fn completed(
+    (count, bytes): (u64, u64),
+    certain: &[(Range, Found)],
+    anywhere: &[(Range, Found)],
+) -> Option<Vec<(Range, Found)>> {
+    let sum: u64 = certain.iter().map(|(range, _)| range.len()).sum();
+    let missing = usize::try_from(count.checked_sub(certain.len() as u64)?).ok()?;
+    let more = bytes.checked_sub(sum)?;
+    let taken = joined(certain.iter().map(|(range, _)| *range).collect());
+    let is_free = |range: Range| subtract(range, &taken) == [range];
+    let maybe: Vec<&(Range, Found)> = anywhere.iter().filter(|(r, _)| is_free(*r)).collect();
+    if missing == 0 || missing > MISSING || maybe.len() > MAYBE {
+        return None;
+    }
+    let sizes: Vec<u64> = maybe.iter().map(|(range, _)| range.len()).collect();
+    let mut chosen = Vec::new();
+    let mut solutions = Vec::new();
+    choose(&sizes, 0, missing, more, &mut chosen, &mut solutions);
+    let [solution] = solutions.as_slice() else {
+        return None;
+    };
+    let chosen = solution.iter().filter_map(|at| maybe.get(*at));
+    let mut all: Vec<(Range, Found)> = chosen.map(|block| **block).collect();
+    all.extend_from_slice(certain);
+    all.sort_unstable_by_key(|(range, _)| range.start);
+    Some(all)
+}
+
+/// All ways to take `missing` of `sizes`, from `from` on, that sum up to
+/// `bytes`; two are as bad as many.
+fn choose(
+    sizes: &[u64],
+    from: usize,
+    missing: usize,
+    bytes: u64,
+    chosen: &mut Vec<usize>,
+    solutions: &mut Vec<Vec<usize>>,
+) {
+    if missing == 0 {
+        if bytes == 0 {
+            solutions.push(chosen.clone());
+        }
+        return;
+    }
+    for (at, size) in sizes.iter().enumerate().skip(from) {
+        let Some(rest) = bytes.checked_sub(*size) else {
+            continue;
+        };
+        if solutions.len() > 1 {
+            return;
+        }
+        chosen.push(at);
+        choose(sizes, at + 1, missing - 1, rest, chosen, solutions);
+        chosen.pop();
+    }
 }
 
 /// What a header at the beginning of a mapping is worth, where another one

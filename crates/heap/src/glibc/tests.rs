@@ -596,3 +596,33 @@ fn looking_for_a_second_part_ends() {
     // Two windows for each walk; there are 65 000 places to begin one.
     assert!(counted.1.get() < 100, "{} reads", counted.1.get());
 }
+
+#[test]
+fn of_what_only_looks_like_a_block_the_sums_decide() {
+    let (mut process, _) = Process::new(&[0x291]);
+    let at = MAPPED;
+    process
+        .memory
+        .words(at, &[0, 0x1000 | 2])
+        .words(at + 0x2000, &[0, 0x1000 | 2])
+        .words(at + 0x3000, &[0, 0x2000 | 2])
+        .words(at + 0x6000, &[0, 0x3000 | 2]);
+    let found = |process: &Process| -> Vec<u64> {
+        let heaps = process.walk();
+        heaps
+            .mapped
+            .iter()
+            .map(|(range, _)| range.start.0)
+            .collect()
+    };
+    process.arena(&[0], (2, 0x3000));
+    assert_eq!(found(&process), [at, at + 0x3000]);
+    assert!(process.walk().is_consistent());
+    process.arena(&[0], (3, 0x5000));
+    assert_eq!(found(&process), [at, at + 0x2000, at + 0x6000]);
+    // Two ways to make up for what is missing: nothing is certain.
+    process.memory.words(at + 0x6000, &[0, 0x2000 | 2]);
+    process.arena(&[0], (2, 0x3000));
+    assert_eq!(found(&process), [at]);
+    assert!(!process.walk().is_consistent());
+}
