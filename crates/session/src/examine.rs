@@ -11,6 +11,7 @@ mod ending;
 mod environs;
 mod find;
 mod forked;
+mod go;
 mod holders;
 mod looks;
 mod modules;
@@ -322,7 +323,7 @@ impl Picture {
             types: beginnings.types().to_vec(),
             holders: holders.unwrap_or_default(),
             runtimes: environs::runtimes(
-                memory.map(),
+                memory,
                 usage.map_or(0, Usage::unknown),
                 &heaps,
                 objects.count(),

@@ -56,6 +56,12 @@ pub(super) fn advice(report: &Report, options: &Options) -> String {
         );
     }
     if let Some(process) = processes().find(|p| p.heap.uncounted && !p.coverage.reachability) {
+        if process.notices.iter().any(|n| n.code == "managed-heap") {
+            return format!(
+                "ask the language's own profiler: process {} has no heap of malloc's",
+                process.pid
+            );
+        }
         return format!(
             "start the program with 'leakscope run' to record what process {} hides",
             process.pid

@@ -11,7 +11,7 @@ use leakscope_model::{KindTotals, LiveBlock, Notice, Range, quantity};
 use leakscope_proc::{ErrorKind, ProcRoot, Process};
 
 use super::holders::Files;
-use super::{CheckError, error};
+use super::{CheckError, error, go};
 
 /// Names and parent.
 pub(super) struct Facts {
@@ -188,15 +188,14 @@ fn changing(pools: &Walked) -> Notice {
 
 /// What else manages memory there: its heaps are roots.
 pub(super) fn runtimes(
-    map: &MemoryMap,
+    memory: &dyn MemoryReader,
     unknown: u64,
     heaps: &Heaps,
     objects: usize,
     garbage: KindTotals,
 ) -> Vec<Notice> {
-    let mut names: Vec<String> = map
-        .regions()
-        .iter()
+    let regions = memory.map().regions().iter();
+    let mut names: Vec<String> = regions
         .filter(|r| r.exec && r.inode != 0)
         .filter_map(|r| {
             Some(String::from_utf8_lossy(r.path.rsplit(|b| *b == b'/').next()?).into_owned())
@@ -243,6 +242,16 @@ pub(super) fn runtimes(
     }
     // An interpreter has thousands of objects, so they were found.
     let known = pools.is_some() || objects >= OBJECTS;
+    let managed = |runtime: &str| Notice {
+        code: "managed-heap",
+        message: format!(
+            "{runtime} manages objects in memory of its own: that counts as held, whatever its \
+             collector would say, and only blocks of malloc are judged"
+        ),
+    };
+    if go::is_there(memory) {
+        notices.push(managed("the Go runtime"));
+    }
     let mut seen = Vec::new();
     for (name, runtime) in RUNTIMES {
         let found = |n: &String| match name {
@@ -254,13 +263,7 @@ pub(super) fn runtimes(
         }
         if names.iter().any(found) && !seen.contains(&runtime) {
             seen.push(runtime);
-            notices.push(Notice {
-                code: "managed-heap",
-                message: format!(
-                    "{runtime} manages objects in memory of its own: that counts as held, whatever \
-                     its collector would say, and only blocks of malloc are judged"
-                ),
-            });
+            notices.push(managed(runtime));
         }
     }
     notices
