@@ -1,19 +1,14 @@
 //! The memory of a live process.
 
 use crate::error::OpenError;
-use crate::sys::{is_gone, vm};
+use crate::sys::is_gone;
 use leakscope_memory::{Fault, FaultReason, MemoryMap, MemoryReader};
 use leakscope_model::Addr;
 use leakscope_proc::{Maps, ProcRoot, Process};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-
-/// Reads at least this long go through `process_vm_readv`, which copies
-/// once; shorter ones through the file, which checks the identity as well.
-const BULK: usize = 16 << 10;
 
 /// The memory of a process that may be running.
 ///
@@ -21,7 +16,9 @@ const BULK: usize = 16 << 10;
 /// very process (and program) that was opened: when it ends, when it starts
 /// another program, or when its id is used again, reading fails with
 /// [`FaultReason::Gone`]. `/proc/PID/mem`, held open, pins the address space
-/// and so tells.
+/// and so tells. `process_vm_readv` would be no faster, and it pins pages: of
+/// one that the process shares with a forked relative, the kernel would make a
+/// copy first (`FAULT_FLAG_UNSHARE`), so that looking takes memory.
 #[derive(Debug)]
 pub struct LiveMemory {
     pid: u32,
@@ -32,8 +29,6 @@ pub struct LiveMemory {
     mem: File,
     map: MemoryMap,
     skipped_map_lines: usize,
-    /// `process_vm_readv` works.
-    bulk: AtomicBool,
 }
 
 /// How long a refusal may be a passing one: a process that starts another
@@ -84,7 +79,6 @@ impl LiveMemory {
             mem,
             map: MemoryMap::default(),
             skipped_map_lines: 0,
-            bulk: AtomicBool::new(true),
         };
         memory.refresh()?;
         Ok(memory)
@@ -155,19 +149,6 @@ impl LiveMemory {
 
     /// One system call's worth, at least one byte.
     fn piece(&self, at: Addr, into: &mut [u8]) -> Result<usize, FaultReason> {
-        if into.len() >= BULK && self.bulk.load(Ordering::Relaxed) {
-            match vm::read(self.via.id(), at.0, into) {
-                Ok(got) if self.is_alive() => return Ok(got),
-                Ok(_) => return Err(FaultReason::Gone),
-                Err(error) => match error.raw_os_error() {
-                    Some(libc::EPERM | libc::ENOSYS) => self.bulk.store(false, Ordering::Relaxed),
-                    Some(libc::EFAULT) if self.is_alive() => return Err(FaultReason::Unmapped),
-                    // The one thread may have ended, and others may live: the
-                    // file knows.
-                    _ => {}
-                },
-            }
-        }
         let wanted = self.readable_prefix(at, into.len());
         let into = into.get_mut(..wanted).unwrap_or_default();
         if into.is_empty() {

@@ -104,6 +104,38 @@ fn a_copy_keeps_the_moment_and_leaves_nothing() {
     assert_eq!(at.map(read), [0x4444; 3]);
 }
 
+/// Pages stay shared between the process and its copy: memory is not taken
+/// twice.
+#[test]
+fn reading_copies_nothing() {
+    if !need(Need::Compiler) || !need(Need::Ptrace) {
+        return;
+    }
+    let source = "
+#include <stdio.h>
+#include <string.h>
+static char big[32 << 20];
+int main(void) { memset(big, 7, sizeof big); puts(\"ready\"); fflush(stdout); getchar(); }
+";
+    let program = compile_c(source, &[]);
+    let mut target = Target::spawn(&mut program.command());
+    target.expect_line("ready");
+    let forked = fork(target.pid()).unwrap();
+    let shared = || -> u64 {
+        let usage = ProcRoot::default().process(forked.pid()).smaps().unwrap();
+        usage.iter().map(|usage| usage.shared_dirty).sum()
+    };
+    let before = shared();
+    assert!(before >= 32 << 20, "{before}");
+    let mut bytes = vec![0; 1 << 20];
+    for region in forked.memory().map().regions().iter().filter(|r| r.read) {
+        for at in (region.range.start.0..region.range.end.0).step_by(1 << 20) {
+            forked.memory().read_some(Addr(at), &mut bytes);
+        }
+    }
+    assert!(shared() + (1 << 20) > before, "{} of {before}", shared());
+}
+
 /// As when our process is killed: nobody brings the thread back.
 #[test]
 fn without_us_the_thread_comes_back_by_itself() {

@@ -6,7 +6,6 @@
 
 pub(crate) mod process;
 pub(crate) mod ptrace;
-pub(crate) mod vm;
 pub(crate) mod wait;
 
 use std::io;
