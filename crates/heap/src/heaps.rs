@@ -38,19 +38,22 @@ impl Heaps {
     }
 
     /// All blocks in use, ascending. They have no weight: their sizes are usable
-    /// ones, not those asked for.
-    pub fn blocks(&self) -> Vec<LiveBlock> {
+    /// ones, not those asked for. Those of malloc's segments are taken out: of
+    /// millions of blocks one list is enough.
+    pub fn take_blocks(&mut self) -> Vec<LiveBlock> {
         let block = |found: &Found| LiveBlock {
             weight: 0.0,
             ..LiveBlock::new(found.addr, found.size)
         };
-        let segments = self.malloc.segments.iter().map(|s| &s.blocks);
-        let others = self.others.iter().map(|walked| &walked.blocks);
-        let lists: Vec<&Vec<Found>> = segments.chain(others).collect();
-        let count = lists.iter().map(|list| list.len()).sum::<usize>();
+        let segments = self.malloc.segments.iter().map(|s| s.blocks.len());
+        let others = self.others.iter().map(|walked| walked.blocks.len());
+        let count = segments.chain(others).sum::<usize>();
         let mut all = Vec::with_capacity(count + self.malloc.mapped.len());
-        for list in lists {
-            all.extend(list.iter().map(block));
+        for segment in &mut self.malloc.segments {
+            all.extend(std::mem::take(&mut segment.blocks).iter().map(block));
+        }
+        for walked in &self.others {
+            all.extend(walked.blocks.iter().map(block));
         }
         all.extend(self.malloc.mapped.iter().map(|(_, found)| block(found)));
         all.sort_unstable_by_key(|block: &LiveBlock| block.addr);

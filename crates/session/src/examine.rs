@@ -344,9 +344,9 @@ fn judge(
     heuristics: &Heuristics,
     memory: &dyn MemoryReader,
     threads: &[ThreadState],
-    heaps: Heaps,
+    mut heaps: Heaps,
 ) -> Judged {
-    let blocks = heaps.blocks();
+    let blocks = heaps.take_blocks();
     let objects = environs::objects(memory, &heaps, &blocks);
     let hints = RootHints {
         own: environs::recorder(memory.map()),
