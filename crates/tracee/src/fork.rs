@@ -26,6 +26,7 @@ use leakscope_memory::ranges::{joined, subtract};
 use leakscope_memory::{MemoryMap, MemoryReader};
 use leakscope_model::{Addr, Range, ThreadState};
 use leakscope_proc::ProcRoot;
+use std::cell::Cell;
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -39,6 +40,8 @@ const BY_HAND: u64 = 64 << 20;
 /// Tries to find a thread that takes the copy's end, and the time between.
 const TAKING: u32 = 40;
 const BETWEEN: Duration = Duration::from_millis(5);
+/// Times that a copy is tried where signals come in between.
+const TRIES: u32 = 10;
 /// Threads that are asked each time.
 const TAKERS: usize = 8;
 /// How long the kernel may take to end the copy.
@@ -189,8 +192,22 @@ fn trace(pid: u32, report: &Sender<Result<Picture, ForkError>>, released: &Recei
     block_signals();
     let mut gathering = Gathering::new(pid);
     let made = Copying::prepare(pid).and_then(|copying| {
-        let (picture, born) = copying.make(&mut gathering, &mut |_| ())?;
-        Ok((copying, picture, born))
+        let mut tries = 1;
+        let mut before = Duration::ZERO;
+        loop {
+            match copying.make(&mut gathering, &mut |_| ()) {
+                Ok((mut picture, born)) => {
+                    picture.pause += before;
+                    return Ok((copying, picture, born));
+                }
+                Err(ForkError::Refused(_)) if copying.interrupted.take() && tries < TRIES => {}
+                Err(error) => return Err(error),
+            }
+            before += gathering.release();
+            std::thread::sleep(BETWEEN);
+            gathering = Gathering::new(pid);
+            tries += 1;
+        }
     });
     match made {
         Ok((copying, picture, born)) => {
@@ -234,6 +251,8 @@ struct Copying {
     /// Mappings of which a copy has zeros only.
     wiped: Vec<Range>,
     writable: File,
+    /// A signal came in between: trying again may help.
+    interrupted: Cell<bool>,
 }
 
 impl Copying {
@@ -256,6 +275,7 @@ impl Copying {
             is_filtered: status.seccomp.unwrap_or(0) != 0,
             wiped: joined(wiped.map(|usage| usage.range).collect()),
             writable: writable(&memory)?,
+            interrupted: Cell::new(false),
         })
     }
 
@@ -328,6 +348,10 @@ impl Copying {
                 NoCall::NoThread => refused(
                     "none of its threads is where it could make a system call for us".to_owned(),
                 ),
+                NoCall::Signals => {
+                    self.interrupted.set(true);
+                    refused("signals kept coming".to_owned())
+                }
                 NoCall::Filtered => refused(
                     "it has seccomp filters, which only root on a kernel that allows it can \
                      suspend"
@@ -434,6 +458,7 @@ impl Copying {
                 is_filtered: self.is_filtered,
                 wiped: Vec::new(),
                 writable: writable(&live)?,
+                interrupted: Cell::new(false),
             };
             now.call(&mut gathering, &live, call, &mut |_| ())
         };

@@ -36,6 +36,8 @@ pub(crate) struct Means<'a> {
 pub(crate) enum NoCall {
     /// None is where it can be done.
     NoThread,
+    /// A signal came first: in a moment it may be possible.
+    Signals,
     /// Its filters would see the call, and may kill the process for it.
     Filtered,
     /// The kernel refused something on the way.
@@ -65,6 +67,8 @@ impl Gathering {
         let mut last = NoCall::NoThread;
         for tid in self.able().into_iter().take(TRIED) {
             match self.call_in(tid, call, means) {
+                // ERESTARTNOINTR: no process is copied while a signal waits.
+                Ok(made) if made.value == -513 => last = NoCall::Signals,
                 Ok(made) => return Ok(made),
                 Err(error @ (NoCall::Filtered | NoCall::Lost)) => return Err(error),
                 Err(error) => last = error,
@@ -136,7 +140,7 @@ impl Gathering {
                 born: driven.born,
                 by: tid,
             }),
-            None => Err(NoCall::NoThread),
+            None => Err(NoCall::Signals),
         }
     }
 
