@@ -37,8 +37,9 @@ use std::time::{Duration, Instant};
 /// Most memory that is copied by hand, because a copied process does not have
 /// it (`MADV_DONTFORK`, `MADV_WIPEONFORK`), bytes.
 const BY_HAND: u64 = 64 << 20;
-/// Tries to find a thread that takes the copy's end, and the time between.
-const TAKING: u32 = 40;
+/// How long a thread is looked for that takes the copy's end, and the time
+/// between two looks.
+const TAKING: Duration = Duration::from_secs(1);
 const BETWEEN: Duration = Duration::from_millis(5);
 /// Times that a copy is tried where signals come in between.
 const TRIES: u32 = 10;
@@ -415,7 +416,8 @@ impl Copying {
         }
         wait::take(born.ours);
         let mut ended = Ended::default();
-        for _ in 0..TAKING {
+        let began = Instant::now();
+        while began.elapsed() < TAKING {
             let candidates = Gathering::new(self.pid).candidates();
             if candidates.is_empty() {
                 // The process is gone, and whoever inherits the notice takes it.
@@ -430,7 +432,7 @@ impl Copying {
                     ended.pause += pause;
                     ended.taken |= taken;
                 }
-                if ended.taken {
+                if ended.taken || began.elapsed() > TAKING {
                     break;
                 }
             }
