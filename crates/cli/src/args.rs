@@ -272,7 +272,7 @@ pub struct Check {
 /// Every argument of `snapshot`.
 #[derive(Debug, Args)]
 pub struct Snapshot {
-    /// The file; - is stdout
+    /// The file; packed if its name ends in .gz; - is stdout
     #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub output: PathBuf,
 

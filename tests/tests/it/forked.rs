@@ -161,7 +161,8 @@ fn a_snapshot_tells_the_same() -> Outcome {
         let pid = target.pid().to_string();
         let live = section(&target, &["--mode", "stop"])?;
         for mode in ["auto", "stop"] {
-            let path = place.path().join(format!("{name}.{mode}"));
+            let packed = if mode == "auto" { ".gz" } else { "" };
+            let path = place.path().join(format!("{name}.{mode}{packed}"));
             let file = path.to_string_lossy().into_owned();
             let snapshot = |options: &[&str]| {
                 let mut command = Command::new(&leakscope);

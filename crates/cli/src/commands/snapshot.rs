@@ -4,6 +4,7 @@ use std::fs::OpenOptions;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
+use flate2::write::GzEncoder;
 use leakscope_model::quantity;
 use leakscope_session::{CoreTarget, Mode, Saved, SnapshotError};
 
@@ -33,6 +34,14 @@ pub fn snapshot(args: args::Snapshot) -> Result<u8, Failure> {
         }
         (None, None) => return Err(Failure::own("name a process: its PID, or --name")),
     };
+    for other in ["zst", "xz", "bz2", "lz4"] {
+        if is_named(&args.output, other) {
+            return Err(Failure::own(format!(
+                "a snapshot can be packed as .gz only, not as .{other}: name it so, or pack it \
+                 afterwards"
+            )));
+        }
+    }
     let mode = match args.mode {
         WayToSave::Auto => Mode::Auto,
         WayToSave::Stop => Mode::Stop,
@@ -84,11 +93,25 @@ fn to_file(path: &Path, save: &mut Save<'_>) -> Result<Saved, Failure> {
         }
         Kind::Regular => {
             let mut file = output::temporary(path, 0o600).map_err(failed)?;
-            let saved = save(&mut CoreTarget::File(file.as_file_mut()))?;
+            let saved = if is_named(path, "gz") {
+                let fast = flate2::Compression::fast();
+                let mut packed = GzEncoder::new(BufWriter::new(file.as_file_mut()), fast);
+                let saved = save(&mut CoreTarget::Stream(&mut packed))?;
+                let written = packed.finish().and_then(|mut file| file.flush());
+                written.map_err(failed)?;
+                saved
+            } else {
+                save(&mut CoreTarget::File(file.as_file_mut()))?
+            };
             output::keep(file, path).map_err(failed)?;
             Ok(saved)
         }
     }
+}
+
+fn is_named(path: &Path, suffix: &str) -> bool {
+    path.extension()
+        .is_some_and(|e| e.eq_ignore_ascii_case(suffix))
 }
 
 /// What was done, and what to do next.
