@@ -1,6 +1,7 @@
 //! Copies of programs that check themselves.
 
 use super::*;
+use leakscope_model::Addr;
 use leakscope_testkit::{Need, Program, Target, compile_c, need};
 
 /// Reads lines with every register full, and says whether all came through.
