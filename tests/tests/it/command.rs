@@ -436,8 +436,10 @@ fn interrupt() -> Outcome {
     let json = folder.path().join("report.json");
     let program = leakscope_testkit::compile_c(INTERRUPTED, &[]);
     let argv = Job::new([program.path()]).leakscope_argv(&["--quiet"], Some(&json))?;
-    let mut command = std::process::Command::new(&argv[0]);
-    command.args(&argv[1..]);
+    // A shell starts what runs in the background with SIGINT ignored, and so
+    // everything below it.
+    let mut command = std::process::Command::new("env");
+    command.arg("--default-signal=INT").args(&argv);
     let mut target = Target::spawn(&mut command);
     target.expect_line("ready");
     target.signal(2);
